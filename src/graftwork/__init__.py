@@ -1,0 +1,1 @@
+"""graftwork: adapter layers for any frozen Hugging Face transformer."""
