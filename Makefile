@@ -1,0 +1,53 @@
+# graftwork: `make demo` shows the whole promise, `make test` checks it. Both build .venv first when it is missing or stale.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-full check docs clean
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+CANDIDATES := $(PYTHON) python3.11 python3.12 python3.13 python3 python
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+# The demo and the tests need no hub: their encoder comes from an installed package.
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+
+help:           ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/' | expand -t 18
+
+setup: $(INSTALLED)  ## make .venv with the versions of constraints.txt
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@for python in $(CANDIDATES); do \
+	  if "$$python" -c '$(USABLE)' >/dev/null 2>&1; then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "graftwork needs Python 3.11 or newer with the venv module; tried: $(CANDIDATES)." >&2; \
+	  echo "Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; \
+	fi; \
+	echo "setup: $$("$$found" --version) in $(VENV)"; "$$found" -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt torch
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup     ## train, package, compose and serve adapters on a real encoder; about five minutes on two cores
+	$(OFFLINE) $(VENV)/bin/graftwork demo
+
+test: setup     ## the tests, with about 100 examples a property
+	$(OFFLINE) GRAFTWORK_PROFILE=default $(PY) -m pytest
+
+test-full: setup  ## the same with 1000 examples a property, and the long runs
+	$(OFFLINE) GRAFTWORK_PROFILE=full $(PY) -m pytest
+
+check: setup    ## lint, format and types; changes nothing
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+docs: setup     ## write docs/cli.md from --help, then run the blocks of every page
+	$(PY) docs/generate.py
+	$(OFFLINE) $(PY) -m pytest tests/house/test_readme.py tests/house/test_cli_page.py
+
+clean:          ## remove .venv, caches and build leftovers
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
