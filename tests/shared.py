@@ -1,7 +1,7 @@
 """Where the shared data lies: conformance cases and corpora too large for the repository, in a folder beside it.
 
-The folder may be absent. Tests that need it ask `shared_folder()` (while collecting), carry the mark `shared` or take the
-fixture `shared`; without it they are skipped, and the summary of the run says how many.
+The folder may be absent. Tests that need it ask `shared_folder()` (while collecting), carry the mark `shared` or take
+the fixture `shared`; without it they are skipped, and the summary of the run says how many.
 """
 
 import os

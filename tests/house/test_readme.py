@@ -1,0 +1,78 @@
+"""Law: what the pages show works. Python blocks run, recipes load, commands and options exist, links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from graftwork import recipe
+from tests.house.pages import PAGES, blocks, commands, links, title
+from tests.shared import ROOT
+
+CLI_PAGE = ROOT / "docs" / "cli.md"
+
+
+def sections(page: str) -> dict[str, str]:
+    """The reference of commands: "graftwork train" -> the text below its heading."""
+    parts = re.split(r"^##+ `(graftwork[^`]*)`\s*$", page, flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def unknown(command: str, reference: dict[str, str]) -> list[str]:
+    """What a command line uses that the reference does not have: the command itself, or an option."""
+    words = re.split(r"\s[|>&]+\s", command)[0].split()
+    name = next((n for n in (" ".join(words[:3]), " ".join(words[:2])) if n in reference), None)
+    if name is None:
+        return [" ".join(words[:2])] if not words[1].startswith("-") else []
+    options = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)} - {"--help"}
+    return sorted(f"{name} {option}" for option in options if option not in reference[name])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "page"}
+    for block in blocks(page.read_text("utf8"), "python"):
+        padded = "\n" * (block.line - 1) + block.text
+        exec(compile(padded, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_recipes_load(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page.read_text("utf8"), "yaml"):
+        if "model" in yaml.safe_load(block.text):
+            path = tmp_path / f"line-{block.line}.yaml"
+            path.write_text(block.text, "utf8")
+            recipe.load(path, check_files=False)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_commands_exist(page: Path) -> None:
+    reference = sections(CLI_PAGE.read_text("utf8"))
+    found = [(line, unknown(command, reference)) for command, line in commands(page.read_text("utf8"))]
+    assert [(line, words) for line, words in found if words] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert [target for target in links(page.read_text("utf8")) if not (page.parent / target).exists()] == []
+
+
+def test_the_first_screen_shows_what_it_promises() -> None:
+    text = (ROOT / "README.md").read_text("utf8")
+    assert "make demo" in text
+    assert "make test" in text
+    assert len(blocks(text, "python")[0].text.splitlines()) <= 12
+    assert len(blocks(text, "yaml")[0].text.splitlines()) <= 12
+
+
+def test_these_laws_can_fail() -> None:
+    page = "x\n```python\nraise KeyError\n```\n```bash\ngraftwork train a.yaml \\\n  --jsn  # why\nls\n```\n[a](no.md)"
+    assert [(block.text, block.line) for block in blocks(page, "python")] == [("raise KeyError\n", 3)]
+    assert links(page) == ["no.md"]
+    reference = sections("# c\n## `graftwork train`\n--json\n### `graftwork registry push`\n--name\n")
+    assert unknown(commands(page)[0][0], reference) == ["graftwork train --jsn"]
+    assert unknown("graftwork train a.yaml --json | jq .x", reference) == []
+    assert unknown("graftwork registry push run --name=x", reference) == []
+    assert unknown("graftwork trian a.yaml", reference) == ["graftwork trian"]
