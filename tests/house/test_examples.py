@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from graftwork import recipe
+from graftwork.errors import RecipeError
 from tests.shared import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -43,5 +44,5 @@ def test_these_laws_can_fail(tmp_path: Path) -> None:
     assert not opening("model: x", "a/b.yaml")
     bad = tmp_path / "bad.yaml"
     bad.write_text("model: {nmae: minilm}\n", "utf8")
-    with pytest.raises(recipe.RecipeError, match="nmae"):
+    with pytest.raises(RecipeError, match="nmae"):
         recipe.load(bad, check_files=False)

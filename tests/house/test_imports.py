@@ -16,7 +16,8 @@ from tests.house.source import Module, modules
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "manifest": {"errors"},
-    "recipe": {"compose.tree", "compose.grammar", "errors"},
+    "recipe_yaml": {"errors"},
+    "recipe": {"recipe_yaml", "compose.tree", "compose.grammar", "errors"},
     "core": {"errors"},
     "registry": {"manifest", "errors"},
     "compose": {"core", "errors"},

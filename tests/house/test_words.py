@@ -1,4 +1,4 @@
-"""Law: tracked files name no private place: no absolute path of one machine, no package-registry host, no index setting."""
+"""Law: tracked files name no private place: no path of one machine, no package-registry host, no index setting."""
 
 import re
 from pathlib import Path
