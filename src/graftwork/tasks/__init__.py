@@ -1,1 +1,1 @@
-"""graftwork.tasks"""
+"""Tasks: rows to tensors, logits to answers, answers to scores."""

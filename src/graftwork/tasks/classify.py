@@ -1,0 +1,75 @@
+"""Text classification: one text, one label of several. Rows {"text", "label"}; scored by accuracy, macro F1 and MCC.
+
+The pair task asks two texts the same question: what a class is, how it is read and scored stands here for both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from graftwork.tasks.metrics import class_scores
+from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, shown, text_problems
+from graftwork.tasks.text import Encoded, TextEncoder
+
+
+@final
+@dataclass(frozen=True)
+class Classification(Task):
+    """One text, one label."""
+
+    kind: ClassVar[str] = "classification"
+    form: ClassVar[str] = '{"text", "label"}'
+    head_kind: ClassVar[str] = "classification"
+    head_layers: ClassVar[int] = 2
+
+    @property
+    def main_score(self) -> str:
+        return "accuracy"
+
+    @classmethod
+    def row_problems(cls, row: Row, labels: Sequence[str] | None, with_labels: bool) -> list[str]:
+        found = text_problems(row, "text", cls.form)
+        return found + class_problems(row, labels, cls.form) if with_labels else found
+
+    @classmethod
+    def find_labels(cls, rows: Sequence[Row]) -> tuple[str, ...]:
+        return class_labels(rows)
+
+    def features(self, row: Row, encoder: TextEncoder) -> Encoded:
+        return encoder.text(row["text"])
+
+    def target(self, row: Row, features: Encoded) -> int:
+        return self.labels.index(str(row["label"]))
+
+    def decode(self, logits: Any, encoded: Encoded) -> Answer:
+        return class_answer(logits, self.labels)
+
+    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
+        return class_scores([answer["label"] for answer in answers], [str(row["label"]) for row in rows])
+
+
+def class_problems(row: Row, labels: Sequence[str] | None, form: str) -> list[str]:
+    """What is wrong with the label of a row. A class is a string, or a whole number, which counts as its digits."""
+    if "label" not in row:
+        return [missing(row, "label", form)]
+    label = row["label"]
+    if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
+        hint = '; numbers to be predicted are task kind "regression"' if isinstance(label, float) else ""
+        return [f'"label" is {label!r} ({type(label).__name__}); a class is a string or a whole number{hint}']
+    if labels is not None and str(label) not in labels:
+        return [f'"label" is "{label}", which is not one of the labels: {shown(labels)}']
+    return []
+
+
+def class_labels(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The classes that occur, sorted; whole numbers by size."""
+    found = {str(row["label"]) for row in rows if not class_problems(row, None, "")}
+    return tuple(sorted(found, key=lambda label: (0, int(label), "") if label.isdecimal() else (1, 0, label)))
+
+
+def class_answer(logits: Any, labels: Sequence[str]) -> Answer:
+    """{"label", "score", "scores"} from logits (L,): the likeliest label, its probability, and those of all labels."""
+    probabilities = checked_logits(logits, 1, len(labels)).softmax(-1).tolist()
+    scores = dict(zip(labels, probabilities, strict=True))
+    best = max(scores, key=lambda label: scores[label])
+    return {"label": best, "score": scores[best], "scores": scores}

@@ -1,0 +1,28 @@
+"""The kinds of task, in one table: a new task is a file, a row here, and its test."""
+
+from graftwork.errors import DataError
+from graftwork.manifest import TaskSpec
+from graftwork.tasks.classify import Classification
+from graftwork.tasks.pair import Pair
+from graftwork.tasks.regression import Regression
+from graftwork.tasks.tag import Tagging
+from graftwork.tasks.task import Task, shown
+
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "pair": Pair,
+    "regression": Regression,
+    "tagging": Tagging,
+}
+
+
+def task_class(kind: str) -> type[Task]:
+    """The class of a kind of task. Raises DataError for a kind that is not in the table."""
+    if kind not in TASKS:
+        raise DataError(f'there is no task kind "{kind}"; the kinds are {shown(sorted(TASKS))}')
+    return TASKS[kind]
+
+
+def task_from_spec(spec: TaskSpec) -> Task:
+    """The task that a package describes. Raises DataError for an unknown kind or labels that do not fit it."""
+    return task_class(spec.kind)(labels=spec.labels, max_length=spec.max_length)

@@ -1,0 +1,50 @@
+"""Sentence pairs: two texts, one label for what holds between them. Rows {"text", "text_pair", "label"}.
+
+The two texts go in as one sequence, in the tokenizer's own form for pairs; a long pair is cut at its longer side.
+Classes are read, answered and scored as in classify.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from graftwork.tasks.classify import class_answer, class_labels, class_problems
+from graftwork.tasks.metrics import class_scores
+from graftwork.tasks.task import Answer, Row, Task, text_problems
+from graftwork.tasks.text import Encoded, TextEncoder
+
+
+@final
+@dataclass(frozen=True)
+class Pair(Task):
+    """Two texts, one label."""
+
+    kind: ClassVar[str] = "pair"
+    form: ClassVar[str] = '{"text", "text_pair", "label"}'
+    head_kind: ClassVar[str] = "classification"
+    head_layers: ClassVar[int] = 2
+
+    @property
+    def main_score(self) -> str:
+        return "accuracy"
+
+    @classmethod
+    def row_problems(cls, row: Row, labels: Sequence[str] | None, with_labels: bool) -> list[str]:
+        found = text_problems(row, "text", cls.form) + text_problems(row, "text_pair", cls.form)
+        return found + class_problems(row, labels, cls.form) if with_labels else found
+
+    @classmethod
+    def find_labels(cls, rows: Sequence[Row]) -> tuple[str, ...]:
+        return class_labels(rows)
+
+    def features(self, row: Row, encoder: TextEncoder) -> Encoded:
+        return encoder.text(row["text"], row["text_pair"])
+
+    def target(self, row: Row, features: Encoded) -> int:
+        return self.labels.index(str(row["label"]))
+
+    def decode(self, logits: Any, encoded: Encoded) -> Answer:
+        return class_answer(logits, self.labels)
+
+    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
+        return class_scores([answer["label"] for answer in answers], [str(row["label"]) for row in rows])

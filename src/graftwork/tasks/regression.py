@@ -1,0 +1,60 @@
+"""Regression: a text, or two, and a number. Rows {"text", "label"} or {"text", "text_pair", "label"}.
+
+The head's single output is the value itself: nothing is scaled, so an answer has the unit of the labels. Scored by
+Pearson's r, Spearman's rho and the mean squared error.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from graftwork.tasks.metrics import value_scores
+from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, text_problems
+from graftwork.tasks.text import Encoded, TextEncoder
+
+
+@final
+@dataclass(frozen=True)
+class Regression(Task):
+    """One text or two, one number."""
+
+    kind: ClassVar[str] = "regression"
+    form: ClassVar[str] = '{"text", "label"} or {"text", "text_pair", "label"}, the label a number'
+    has_labels: ClassVar[bool] = False
+    head_kind: ClassVar[str] = "regression"
+    head_layers: ClassVar[int] = 2
+
+    @property
+    def main_score(self) -> str:
+        return "pearson"
+
+    @classmethod
+    def row_problems(cls, row: Row, labels: Sequence[str] | None, with_labels: bool) -> list[str]:
+        found = text_problems(row, "text", cls.form)
+        if row.get("text_pair") is not None:
+            found += text_problems(row, "text_pair", cls.form)
+        if not with_labels:
+            return found
+        if "label" not in row:
+            return [*found, missing(row, "label", cls.form)]
+        label = row["label"]
+        if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
+            found.append(f'"label" is {label!r} ({type(label).__name__}); it must be a finite number')
+        return found
+
+    @classmethod
+    def find_labels(cls, rows: Sequence[Row]) -> tuple[str, ...]:
+        return ()
+
+    def features(self, row: Row, encoder: TextEncoder) -> Encoded:
+        return encoder.text(row["text"], row.get("text_pair"))
+
+    def target(self, row: Row, features: Encoded) -> float:
+        return float(row["label"])
+
+    def decode(self, logits: Any, encoded: Encoded) -> Answer:
+        return {"value": float(checked_logits(logits, 1, 1)[0])}
+
+    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
+        return value_scores([answer["value"] for answer in answers], [float(row["label"]) for row in rows])
