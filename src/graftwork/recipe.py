@@ -1,0 +1,294 @@
+"""A recipe: everything a training run may be told, as typed and frozen data, read from YAML and written back complete.
+
+    load(path) / loads(text)   YAML -> Recipe, or one RecipeError with every problem: file, line, key, value, remedy
+    dump(recipe)               Recipe -> YAML with every default written out; loads(dump(recipe)) == recipe
+    override(recipe, changes)  the same recipe with some dotted keys changed
+
+The annotations below are the schema. Paths that are read (data files, a model folder) belong to the recipe's folder;
+`output` belongs to the folder one works in. Reading a recipe writes nothing. Knows no tensors, no models and no rows:
+whether a config string or a metric exists is asked further up.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from graftwork.errors import RecipeError
+from graftwork.schema.conflicts import SPLITS, conflicts, missing_files
+from graftwork.schema.problems import sentences, shown
+from graftwork.schema.values import (
+    MOST,
+    Count,
+    Flag,
+    Label,
+    Name,
+    NotNegative,
+    Positive,
+    ReductionFactor,
+    Reference,
+    Scaling,
+    Share,
+    TaskKind,
+    Text,
+    Whole,
+)
+from graftwork.schema.yaml_text import Document, Problem, read, write
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSection(_Section):
+    """The frozen base: a model id, a folder, or `minilm`, the encoder of the [demo] extra."""
+
+    name: Text
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    revision: Text | None = None
+
+
+class AdapterSection(_Section):
+    """The adapter to train: a named config or config string, flags that change it, and what it is composed with.
+
+    A flag left at null keeps the value of the variant.
+    """
+
+    variant: Text = "seq_bn"
+    reduction_factor: ReductionFactor | None = None
+    non_linearity: Text | None = None
+    original_ln_before: Flag | None = None
+    original_ln_after: Flag | None = None
+    ln_before: Flag | None = None
+    ln_after: Flag | None = None
+    init_weights: Literal["bert", "mam_adapter", "houlsby", "adapter_bert"] | None = None
+    init_weights_seed: Whole | None = None
+    is_parallel: Flag | None = None
+    scaling: Scaling | None = None
+    use_gating: Flag | None = None
+    residual_before_ln: Flag | Literal["post_add"] | None = None
+    adapter_residual_before_ln: Flag | None = None
+    leave_out: tuple[Whole, ...] | None = None
+    dropout: Share | None = None
+    stochastic_depth: Share | None = None
+    mh_adapter: Flag | None = None
+    output_adapter: Flag | None = None
+    cross_adapter: Flag | None = None
+    composition: Literal["stack", "fuse"] | None = None
+    language_adapter: Reference | None = None  # stack: lies below, stays frozen
+    task_adapter: Reference | None = None  # stack: where training starts; null = a new adapter
+    members: tuple[Reference, ...] | None = None  # fuse
+
+    def overrides(self) -> dict[str, Any]:
+        """The bottleneck flags that the recipe sets, for the variant to take over."""
+        return self.model_dump(mode="json", include=set(ADAPTER_FLAGS), exclude_none=True)
+
+
+ADAPTER_FLAGS = tuple(
+    key
+    for key in AdapterSection.model_fields
+    if key not in ("variant", "composition", "language_adapter", "task_adapter", "members")
+)
+
+
+class TrainingSection(_Section):
+    """How to train. `full` tunes the whole model and `head` only the head: the two baselines of an adapter."""
+
+    method: Literal["adapter", "full", "head"] = "adapter"
+    epochs: Count = 5
+    batch_size: Count = 32
+    learning_rate: Positive = 1e-4
+    warmup_ratio: Share = 0.06
+    # Those of transformers' schedulers that need no settings of their own.
+    lr_scheduler: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = "linear"
+    max_seq_length: Count = 256
+    weight_decay: NotNegative = 0.01
+    seed: Whole = 0
+    early_stopping_patience: Count | None = None
+    metric: Text | None = None  # null = the task's main score
+    eval_batch_size: Count = Field(default_factory=lambda fields: int(fields.get("batch_size", 32)))
+    gradient_accumulation: Count = 1
+    max_grad_norm: NotNegative = 1.0
+    bf16: Literal["auto"] | Flag = "auto"
+    max_steps: Count | None = None
+    logging_steps: Count = 50
+
+
+class ServingSection(_Section):
+    """What the package says about serving it."""
+
+    multi_adapter: Flag = False
+    adapter_cache_size: Count = 32
+
+
+class TaskSection(_Section):
+    """What is learned. `labels` fixes the labels and their order; null = those of the training rows, sorted."""
+
+    kind: TaskKind
+    labels: Annotated[tuple[Label, ...], Field(min_length=2)] | None = None
+
+
+class HubSource(_Section):
+    """A data set on the Hugging Face Hub; `train`, `dev` and `test` then name its splits."""
+
+    id: Text
+    config: Text | None = None
+    revision: Text | None = None
+
+
+class DataSection(_Section):
+    """Where the rows are: files (.jsonl, .csv, .parquet), or splits of `hub`. `columns`: our field -> their column."""
+
+    train: Text
+    dev: Text | None = None  # null = a tenth of train is held out
+    test: Text | None = None
+    hub: HubSource | None = None
+    columns: dict[Literal["text", "text_pair", "label", "tokens", "tags"], Text] = Field(default_factory=dict)
+
+
+class Recipe(_Section):
+    """One training run. `name` is what the adapter is called; `output` is the folder that the run writes to."""
+
+    name: Name
+    output: Text = Field(default_factory=lambda fields: f"runs/{fields.get('name', '')}")
+    model: ModelSection
+    adapter: AdapterSection = AdapterSection()
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    serving: ServingSection = ServingSection()
+    task: TaskSection
+    data: DataSection
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Self:
+        if problems := list(conflicts(self.model_dump(mode="json"))):
+            raise ValueError("; ".join(problem.message for problem in problems))
+        return self
+
+
+def load(path: str | Path, *, check_files: bool = True) -> Recipe:
+    """Read a recipe file; its stem is the adapter's name unless the recipe says otherwise.
+
+    `check_files`: data files that are missing are problems too. Raises RecipeError with every problem found.
+    """
+    file = Path(path)
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}); save the recipe as UTF-8") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(f"{path}: cannot be read: {reason}; give the path of a recipe file") from None
+    return loads(text, folder=file.parent, name=file.stem, source=str(path), check_files=check_files)
+
+
+def loads(
+    text: str,
+    *,
+    folder: str | Path = ".",
+    name: str = "adapter",
+    source: str = "recipe",
+    check_files: bool = True,
+) -> Recipe:
+    """Read a recipe from text. `folder`: where relative paths start. `name`: used where the recipe gives none.
+
+    `source` stands before every problem. Raises RecipeError with every problem found.
+    """
+    document = read(text)
+    return _checked(document, {"name": name}, folder, source, check_files)
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML, complete: every default is written out and every path is absolute."""
+    return write(recipe.model_dump(mode="json"))
+
+
+def override(recipe: Recipe, changes: Mapping[str, Any], *, source: str = "--set", check_files: bool = True) -> Recipe:
+    """The recipe with some values changed: `{"training.epochs": 3}`. Relative paths start at the working folder.
+
+    Defaults that follow from other values (`output` from `name`) follow the change. Raises RecipeError.
+    """
+    data = recipe.model_dump(mode="json", exclude_unset=True)
+    problems = []
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        place = data
+        for depth, section in enumerate(sections, 1):
+            if place.get(section) is None:
+                place[section] = {}
+            if not isinstance(place[section], dict):
+                held = ".".join(sections[:depth])
+                problems.append(
+                    Problem((), f"{key}: {held} is {shown(place[section])}, not a section; set {held} itself")
+                )
+                break
+            place = place[section]
+        else:
+            place[last] = value
+    return _checked(Document(data, problems=problems), {}, ".", source, check_files)
+
+
+def settings(pairs: Sequence[str], *, source: str = "--set") -> dict[str, Any]:
+    """`["training.epochs=3"]` -> `{"training.epochs": 3}`, values read as in a recipe. Raises RecipeError."""
+    changes: dict[str, Any] = {}
+    problems: list[str] = []
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        document = read(text)
+        if not (key.strip() and equals):
+            problems.append(f"{source} {pair}: not a setting; write section.key=value, as in training.epochs=3")
+        problems += [f"{source} {pair}: {problem.message}" for problem in document.problems]
+        changes[key.strip()] = document.data
+    if problems:
+        raise RecipeError(problems)
+    return changes
+
+
+def _checked(
+    document: Document, defaults: Mapping[str, str], folder: str | Path, source: str, check_files: bool
+) -> Recipe:
+    problems = list(document.problems)
+    if isinstance(document.data, dict):
+        data = _placed({**defaults, **document.data}, folder)
+        try:
+            recipe = Recipe.model_validate(data)
+        except ValidationError as error:
+            problems += sentences(error, Recipe, data)
+        problems += conflicts(data)
+        problems += missing_files(data) if check_files else ()
+    elif not problems:
+        held = "empty" if document.data is None else f"{shown(document.data)} is not a recipe"
+        problems.append(Problem((), f"{held}; write sections: {', '.join(Recipe.model_fields)}"))
+    if problems:
+        lines = [problem.line or document.line(problem.path) for problem in problems]
+        ordered = sorted(zip(lines, problems, strict=True), key=lambda pair: pair[0] or MOST)
+        raise RecipeError([f"{source}{f':{line}' if line else ''}: {problem.message}" for line, problem in ordered])
+    return recipe
+
+
+def _placed(data: dict[str, Any], folder: str | Path) -> dict[str, Any]:
+    """The data with paths that are read made absolute: data files always, a model or data set where it is a folder."""
+    model, source = data.get("model"), data.get("data")
+    if isinstance(model, dict):
+        data["model"] = {**model, **({"name": _folder(model["name"], folder)} if "name" in model else {})}
+    if isinstance(source, dict) and not source.get("hub"):
+        files = {split: _path(source[split], folder) for split in SPLITS if split in source}
+        data["data"] = {**source, **files}
+    elif isinstance(source, dict) and isinstance(source["hub"], dict) and "id" in source["hub"]:
+        data["data"] = {**source, "hub": {**source["hub"], "id": _folder(source["hub"]["id"], folder)}}
+    return data
+
+
+def _path(value: Any, folder: str | Path) -> Any:
+    usable = isinstance(value, str) and value.strip()
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(value))) if usable else value
+
+
+def _folder(value: Any, folder: str | Path) -> Any:
+    """A path (./x, ../x, /x, ~/x) or the name of a folder that lies beside the recipe; anything else is an id."""
+    path = _path(value, folder)
+    written_as_path = isinstance(value, str) and value.startswith(("./", "../", "/", "~"))
+    return path if written_as_path or (isinstance(path, str) and os.path.isdir(path)) else value

@@ -1,0 +1,102 @@
+"""What the keys of a recipe say of one another: combinations that have no meaning, and files that are not there.
+
+Reads plain data that may be wrong in other ways, so that every problem of a recipe can be reported at once: a value
+that its own key refuses is passed over here.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from graftwork.schema.yaml_text import Problem
+
+SPLITS = ("train", "dev", "test")
+FIELDS: dict[str, tuple[str, ...]] = {
+    "classification": ("text", "label"),
+    "pair": ("text", "text_pair", "label"),
+    "regression": ("text", "text_pair", "label"),  # text_pair in all rows or in none
+    "tagging": ("tokens", "tags"),
+}
+_NOT_FLAGS = ("variant", "composition", "language_adapter", "task_adapter", "members")
+
+
+def conflicts(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Problems between keys; their own values are checked elsewhere."""
+    adapter, task, source = (_section(data, name) for name in ("adapter", "task", "data"))
+    yield from _composition(adapter, _section(data, "training").get("method", "adapter"))
+    yield from _labels(task)
+    yield from _columns(task.get("kind"), source.get("columns"))
+
+
+def missing_files(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Data files, and a model folder given as a path, that are not there."""
+    source, name = _section(data, "data"), _section(data, "model").get("name")
+    for split in SPLITS:
+        file = source.get(split)
+        if isinstance(file, str) and file and not source.get("hub") and not os.path.isfile(file):
+            there = "a folder, not a file" if os.path.isdir(file) else "no such file"
+            yield Problem(("data", split), f"data.{split}: {file!r}: {there}; paths start at the recipe's folder")
+    if isinstance(name, str) and os.path.isabs(name) and not os.path.isdir(name):
+        yield Problem(("model", "name"), f"model.name: {name!r}: no such folder; paths start at the recipe's folder")
+
+
+def _composition(adapter: Mapping[str, Any], method: Any) -> Iterator[Problem]:
+    composition = adapter.get("composition")
+    if composition not in (None, "stack", "fuse"):
+        return
+    for key, needs in (("language_adapter", "stack"), ("task_adapter", "stack"), ("members", "fuse")):
+        if adapter.get(key) is not None and composition != needs:
+            yield _about("adapter", key, f"{adapter[key]!r} has no meaning without composition: {needs}")
+    if composition == "stack" and adapter.get("language_adapter") is None:
+        yield _about("adapter", "language_adapter", "missing; composition: stack needs the adapter below, such as hi@3")
+    if composition == "fuse":
+        members = adapter.get("members")
+        if members is None or (isinstance(members, list) and len(members) < 2):
+            yield _about("adapter", "members", f"{members or 'missing'}; composition: fuse needs two or more members")
+        elif isinstance(members, list) and (twice := _twice(members)):
+            yield _about("adapter", "members", f"{twice[0]!r} stands there twice; name each member once")
+        for key in adapter:
+            if key not in _NOT_FLAGS and adapter[key] is not None:
+                yield _about(
+                    "adapter", key, "composition: fuse trains no new adapter and its members keep their form; remove it"
+                )
+    if composition and method in ("full", "head"):
+        yield _about(
+            "adapter", "composition", f"{composition} has no meaning with training.method: {method}; use adapter"
+        )
+
+
+def _labels(task: Mapping[str, Any]) -> Iterator[Problem]:
+    labels = task.get("labels")
+    if labels is not None and task.get("kind") == "regression":
+        yield _about("task", "labels", "a regression predicts a number and has no labels; remove it")
+    elif isinstance(labels, list) and (twice := _twice(labels)):
+        yield _about("task", "labels", f"{twice[0]!r} stands there twice; name each label once")
+
+
+def _columns(kind: Any, columns: Any) -> Iterator[Problem]:
+    if not isinstance(columns, dict):
+        return
+    for field in columns:
+        if kind in FIELDS and field not in FIELDS[kind] and any(field in fields for fields in FIELDS.values()):
+            takes = ", ".join(FIELDS[kind])
+            yield Problem(
+                ("data", "columns", field), f"data.columns.{field}: task.kind: {kind} has no such field, only {takes}"
+            )
+    for column in _twice(list(columns.values())):
+        yield _about("data", "columns", f"the column {column!r} is given to two fields; each field needs its own")
+
+
+def _twice(values: list[Any]) -> list[str]:
+    counts = Counter(str(value) for value in values if isinstance(value, str | int))
+    return [value for value, count in counts.items() if count > 1]
+
+
+def _section(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = data.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _about(section: str, key: str, message: str) -> Problem:
+    return Problem((section, key), f"{section}.{key}: {message}")
