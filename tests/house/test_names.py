@@ -46,7 +46,9 @@ def test_no_file_is_a_drawer() -> None:
 
 
 def test_keywords_are_not_passed_through() -> None:
-    assert keywords(modules()) == set(TAKES_KEYWORDS)
+    found = keywords(modules())
+    assert found - set(TAKES_KEYWORDS) == set()
+    assert set(TAKES_KEYWORDS) - found == set(), "no exception is needed any more"
     assert all(TAKES_KEYWORDS.values())
 
 
@@ -60,8 +62,9 @@ def test_public_names_are_sorted_complete_and_importable() -> None:
     for name in graftwork.__all__:
         assert getattr(graftwork, name) is not None
     for name, file in graftwork.DEFINED_IN.items():
-        defined = getattr(graftwork, name)
-        assert getattr(defined, "__module__", file) == file, f"{name} is defined in {defined.__module__}, not {file}"
+        value = getattr(graftwork, name)
+        if getattr(value, "__name__", None) == name:  # an alias or a prepared configuration is where the table says
+            assert value.__module__ == file, f"{name} is defined in {value.__module__}, not {file}"
 
 
 def test_type_checkers_see_the_same_names() -> None:
