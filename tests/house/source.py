@@ -37,6 +37,11 @@ def read(path: Path) -> Module:
     return Module(".".join(parts[:-1] if is_package else parts), path.read_text("utf8"), is_package)
 
 
+def require_none(found: list[str]) -> None:
+    """Fail with every finding in full, one a line."""
+    assert not found, "\n" + "\n".join(found)
+
+
 def tracked_files() -> list[Path]:
     """What the repository holds; in an unpacked archive without git, every file that is not a leftover."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from tests.house.source import Module, modules
+from tests.house.source import Module, modules, require_none
 from tests.shared import ROOT
 
 SHAPE = re.compile(r"\([A-Z0-9n.][^()]*\)|scalar")  # (B, T, D), (n,), (..., D), (B, T or 1, D)
@@ -33,11 +33,11 @@ def test_every_file_opens_with_what_it_is() -> None:
     tests = [
         (str(path.relative_to(ROOT)), path.read_text("utf8")) for path in sorted(Path(ROOT / "tests").rglob("*.py"))
     ]
-    assert silent([(module.name, module.text) for module in modules()] + tests) == []
+    require_none(silent([(module.name, module.text) for module in modules()] + tests))
 
 
 def test_every_forward_states_its_shapes() -> None:
-    assert shapeless(modules()) == []
+    require_none(shapeless(modules()))
 
 
 def test_these_laws_can_fail() -> None:

@@ -1,0 +1,138 @@
+"""Law: a table in the pages says what the code says: flags and defaults, recipe keys, nesting, manifest."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from pydantic import BaseModel
+
+from graftwork.compose.tree import BLOCKS, Average, BatchSplit, Block, Composition, Fuse, Parallel, Split, Stack
+from graftwork.core.bottleneck import BottleneckConfig
+from graftwork.core.kinds import ALIASES, NAMED
+from graftwork.errors import CompositionError
+from graftwork.manifest import IDENTITY, Manifest
+from graftwork.recipe import ADAPTER_FLAGS, Recipe
+from tests.shared import ROOT
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading of docs/<page>, cell by cell, without its header."""
+    text = (ROOT / "docs" / page).read_text("utf8")
+    assert f"\n{heading}\n" in text, f"docs/{page} has no heading {heading!r}"
+    lines = text.split(f"\n{heading}\n")[1].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|---"))
+    rows = []
+    for line in lines[start + 1 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def bare(cell: str) -> str:
+    return cell.strip("`")
+
+
+def defaults(section: type[BaseModel]) -> dict[str, str]:
+    """Each key of a recipe's section with its default as YAML writes it, `required` where there is none."""
+    found = {}
+    for key, field in section.model_fields.items():
+        plain = json.loads(json.dumps(field.default if field.default_factory is None else None, default=str))
+        found[key] = "required" if field.is_required() else (plain if isinstance(plain, str) else json.dumps(plain))
+    return found
+
+
+def stated(page: str, heading: str) -> dict[str, str]:
+    return {bare(row[0]): bare(row[1]) for row in table(page, heading)}
+
+
+SECTIONS = [name for name, field in Recipe.model_fields.items() if isinstance(field.annotation, type)]
+SECTIONS = [name for name in SECTIONS if issubclass(Recipe.model_fields[name].annotation, BaseModel)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_recipe_keys_and_defaults(name: str) -> None:
+    section = Recipe.model_fields[name].annotation
+    assert isinstance(section, type)
+    real = defaults(section)
+    if name == "adapter":
+        real = {key: value for key, value in real.items() if key not in (*ADAPTER_FLAGS, "variant")}
+    if name == "data":
+        real["columns"] = "{}"
+    assert stated("recipes.md", f"## `{name}`") == real
+
+
+def test_the_top_of_a_recipe() -> None:
+    assert {*stated("recipes.md", "## Top"), *SECTIONS} == {*Recipe.model_fields}
+
+
+def test_bottleneck_flags_and_defaults() -> None:
+    plain = {field.name: field.default for field in dataclasses.fields(BottleneckConfig)}
+    real = {name: json.dumps(list(value) if isinstance(value, tuple) else value) for name, value in plain.items()}
+    assert stated("adapters.md", "### Flags") == real
+    assert {*ADAPTER_FLAGS} == {*real}
+
+
+def changes(config: BottleneckConfig) -> dict[str, str]:
+    """The flags of a configuration that are not at their default."""
+    plain, real = dataclasses.asdict(BottleneckConfig()), dataclasses.asdict(config)
+    return {key: str(value) for key, value in real.items() if value != plain[key]}
+
+
+def test_named_configurations() -> None:
+    rows = table("adapters.md", "### Named configurations")
+    assert {bare(row[1]): bare(row[0]) for row in rows} == ALIASES
+    written: dict[str, str] = {}
+    for name, _, flags, *_ in rows:
+        inherited = written if "those of" in flags else {}
+        written = inherited | dict(pair.split("=") for pair in re.findall(r"\w+=[\w.]+", flags))
+        assert written == changes(NAMED[bare(name)])
+
+
+def member(kind: str) -> Composition:
+    made: dict[str, Composition] = {
+        "name": "a",
+        "none": None,
+        "Stack": Stack("a", "b"),
+        "Fuse": Fuse("a", "b"),
+        "Average": Average("a", "b"),
+        "Parallel": Parallel("a", "b"),
+        "Split": Split("a", "b", splits=[2, 2]),
+        "BatchSplit": BatchSplit("a", "b", batch_sizes=[2, 2]),
+    }
+    return made[kind]
+
+
+def holds(outer: str, inner: str) -> str:
+    """Whether a block can be written around a member: yes or no."""
+    numbers = {"Split": {"splits": [4, 4]}, "BatchSplit": {"batch_sizes": [4, 4]}}.get(outer, {})
+    kind: type[Block] = BLOCKS[outer]
+    try:
+        kind(member(inner), "z", **numbers)
+    except CompositionError:
+        return "no"
+    return "yes"
+
+
+def test_nesting() -> None:
+    inner = ["name", "none", *BLOCKS]
+    found = {
+        row[0]: dict(zip(inner, row[1:], strict=True)) for row in table("compositions.md", "## What may hold what")
+    }
+    assert found == {outer: {kind: holds(outer, kind) for kind in inner} for outer in BLOCKS}
+
+
+def test_the_manifest() -> None:
+    rows = table("format.md", "## Manifest")
+    said = {key: row[1] for row in rows for key in re.findall(r"`(\w+)`", row[0])}
+    assert {*said} == {*Manifest.model_fields}
+    bearing = {path.split(".")[0] for path in IDENTITY}
+    assert {key for key, word in said.items() if word.startswith("yes")} == bearing
+
+
+def test_a_table_that_is_not_there_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="no heading '## Nowhere'"):
+        table("format.md", "## Nowhere")
+    assert holds("Fuse", "none") == "no"
+    assert holds("Fuse", "Stack") == "yes"
