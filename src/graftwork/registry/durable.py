@@ -1,0 +1,92 @@
+"""Files and folders that are there whole or not at all, also after a crash: temporary sibling, fsync, rename.
+
+Every function raises OSError as the system does; its callers know what the file was for. POSIX only (renames that
+replace, `flock`).
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Create a file and flush it to the disk; FileExistsError when there is one."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give a file new contents; a reader sees the old or the new ones."""
+    fresh = sibling(path)
+    try:
+        write_file(fresh, data)
+        fresh.replace(path)
+        sync(path.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Create a folder with its files and flush all of it to the disk."""
+    folder.mkdir()
+    for name, data in files.items():
+        write_file(folder / name, data)
+    sync(folder)
+
+
+def place(fresh: Path, folder: Path) -> bool:
+    """Rename a finished folder to where nothing, or an empty folder, stands; False when something else does."""
+    try:
+        fresh.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            return False
+        raise
+    sync(folder.parent)
+    return True
+
+
+def exchange(fresh: Path, folder: Path) -> None:
+    """Put a finished folder in the place of another, which is then removed.
+
+    Between the two renames the place is empty for a moment. A crash just there leaves the old folder, whole, beside it
+    under a name that begins with a dot and ends in `.old`.
+    """
+    old = fresh.with_name(fresh.name + ".old")
+    folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sibling(path: Path) -> Path:
+    """A name beside `path` that nobody else uses; it begins with a dot."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def sync(folder: Path) -> None:
+    """Flush a folder's list of names to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file alone, among threads and processes; the system lets go when a process dies."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
