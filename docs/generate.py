@@ -8,8 +8,9 @@ import inspect
 import sys
 from pathlib import Path
 
-import click
-import typer.main
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.main import get_command
 
 from graftwork.cli.main import app
 
@@ -22,25 +23,25 @@ Written by `make docs` from `graftwork --help`; do not edit. Exit codes: 0 done,
 
 def page() -> str:
     """The whole page: one section per command, groups before their members."""
-    root = typer.main.get_command(app)
-    return "\n".join([OPENING, *section(root, click.Context(root, info_name="graftwork"), 2)])
+    root = get_command(app)
+    return "\n".join([OPENING, *section(root, typer.Context(root, info_name="graftwork"), 2)])
 
 
-def section(command: click.Command, context: click.Context, level: int) -> list[str]:
+def section(command: TyperCommand | TyperGroup, context: typer.Context, level: int) -> list[str]:
     """One command: its help, its arguments and options, then its subcommands."""
     lines = [f"{'#' * level} `{context.command_path}`", "", inspect.cleandoc(command.help or "").replace("\b\n", ""), ""]
     rows = [row for parameter in command.get_params(context) if (row := described(parameter, context))]
     if rows:
         lines += ["| option | meaning |", "|---|---|", *rows, ""]
-    if isinstance(command, click.Group):
+    if isinstance(command, TyperGroup):
         for name in command.list_commands(context):
             child = command.get_command(context, name)
             if child is not None and not child.hidden:
-                lines += section(child, click.Context(child, info_name=name, parent=context), min(level + 1, 3))
+                lines += section(child, typer.Context(child, info_name=name, parent=context), min(level + 1, 3))
     return lines
 
 
-def described(parameter: click.Parameter, context: click.Context) -> str:
+def described(parameter: TyperOption, context: typer.Context) -> str:
     """One row of the table of options; empty for what is hidden."""
     record = parameter.get_help_record(context)
     if record is None:
