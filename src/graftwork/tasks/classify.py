@@ -3,6 +3,7 @@
 The pair task asks two texts the same question: what a class is, how it is read and scored stands here for both.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -10,6 +11,8 @@ from typing import Any, ClassVar, final
 from graftwork.tasks.metrics import class_scores
 from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, shown, text_problems
 from graftwork.tasks.text import Encoded, TextEncoder
+
+WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 @final
@@ -64,7 +67,7 @@ def class_problems(row: Row, labels: Sequence[str] | None, form: str) -> list[st
 def class_labels(rows: Sequence[Row]) -> tuple[str, ...]:
     """The classes that occur, sorted; whole numbers by size."""
     found = {str(row["label"]) for row in rows if not class_problems(row, None, "")}
-    return tuple(sorted(found, key=lambda label: (0, int(label), "") if label.isdecimal() else (1, 0, label)))
+    return tuple(sorted(found, key=lambda label: (0, int(label), label) if WHOLE.fullmatch(label) else (1, 0, label)))
 
 
 def class_answer(logits: Any, labels: Sequence[str]) -> Answer:

@@ -28,7 +28,7 @@ def class_scores(predicted: Sequence[str], gold: Sequence[str]) -> dict[str, flo
     return {
         "accuracy": float(accuracy_score(gold, predicted)),
         "f1_macro": float(f1_score(gold, predicted, average="macro", zero_division=0.0)),
-        "mcc": float(matthews_corrcoef(gold, predicted)),
+        "mcc": float(matthews_corrcoef(gold, predicted)) if len({*gold, *predicted}) > 1 else 0.0,
     }
 
 
