@@ -21,6 +21,7 @@ from graftwork.schema.conflicts import SPLITS, conflicts, missing_files
 from graftwork.schema.problems import sentences, shown
 from graftwork.schema.values import (
     MOST,
+    Columns,
     Count,
     Flag,
     Label,
@@ -147,7 +148,7 @@ class DataSection(_Section):
     dev: Text | None = None  # null = a tenth of train is held out
     test: Text | None = None
     hub: HubSource | None = None
-    columns: dict[Literal["text", "text_pair", "label", "tokens", "tags"], Text] = Field(default_factory=dict)
+    columns: Columns = Field(default_factory=dict)
 
 
 class Recipe(_Section):

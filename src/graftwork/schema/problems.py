@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from graftwork.schema.values import Allowed
-from graftwork.schema.yaml_text import KeyPath, Problem
+from graftwork.schema.yaml_text import KeyPath, Problem, dotted
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 160
@@ -39,16 +39,11 @@ def shown(value: Any) -> str:
     return _SHORT.repr(value)
 
 
-def dotted(path: KeyPath) -> str:
-    """A key as it is spoken of: training.epochs. What cannot be printed is escaped."""
-    words = [str(part) for part in path]
-    return ".".join(word if word.isprintable() else repr(word)[1:-1] for word in words)
-
-
 def nearest(word: str, known: Sequence[str]) -> str | None:
     """The known word that was probably meant."""
-    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
-    return close[0] if close else None
+    lowered = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)
+    return lowered[close[0]] if close else None
 
 
 def _sentence(detail: ErrorDetails, model: type[BaseModel], data: Any) -> Problem:
@@ -61,6 +56,8 @@ def _sentence(detail: ErrorDetails, model: type[BaseModel], data: Any) -> Proble
         return Problem(path, f"{key}: unknown key; {_meant(path, section, model)} (value: {shown(value)})")
     if section:
         return Problem(path, f"{key}: {shown(value)} is not a section; write {_words(section)}")
+    if detail["loc"][-1] == "[key]":
+        return Problem(path, f"{key}: the key {shown(path[-1])} is not allowed; write {_words(hint)}")
     written = _at(data, path)
     choice = nearest(written, list(_choices(hint))) if isinstance(written, str) else None
     did_you_mean = f"; did you mean {choice}?" if choice else ""
@@ -83,6 +80,7 @@ def _place(loc: Sequence[int | str], model: type[BaseModel], data: Any) -> tuple
             path = (*path, part)
             if section:
                 break
+            hint = (isinstance(part, int) and _item_in(hint)) or hint
     return path, hint
 
 
@@ -127,6 +125,13 @@ def _model_in(hint: Any) -> type[BaseModel] | None:
     return None
 
 
+def _item_in(hint: Any) -> Any:
+    """What the items of a list may be, where a type takes a list."""
+    if get_origin(hint) is tuple:
+        return get_args(hint)[0]
+    return next((found for part in get_args(hint) if (found := _item_in(part)) is not None), None)
+
+
 def _words(hint: Any) -> str:
     """A type in words."""
     origin, parts = get_origin(hint), get_args(hint)
@@ -134,15 +139,19 @@ def _words(hint: Any) -> str:
         said = [part.words for part in parts[1:] if isinstance(part, Allowed)]
         return said[-1] if said else _words(parts[0])  # nested annotations are flattened, the outermost comes last
     if origin is Literal:
-        return " or ".join(str(part) for part in parts)
+        return _either([str(part) for part in parts])
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(part) for part in parts)
+        return _either([_words(part) for part in parts])
     if origin is tuple:
-        return f"a list, each item {_words(parts[0])}"
+        return f"a list (each item: {_words(parts[0])})"
     if hint is types.NoneType:
         return "null"
     section = _model_in(hint)
     return f"a section with {', '.join(section.model_fields)}" if section else str(getattr(hint, "__name__", hint))
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _choices(hint: Any) -> Iterator[str]:

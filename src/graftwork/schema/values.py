@@ -55,7 +55,7 @@ Text = Annotated[
     str, Field(pattern=r"\S"), AfterValidator(_encodable), Allowed("text, not empty (numbers and true/false in quotes)")
 ]
 Label = Annotated[
-    Text, BeforeValidator(_whole_as_text), Allowed("a label: text (in quotes where it looks like a number)")
+    Text, BeforeValidator(_whole_as_text), Allowed("a label: text, in quotes where YAML reads something else")
 ]
 Name = Annotated[
     str,
@@ -79,3 +79,7 @@ ReductionFactor = Annotated[
 Scaling = Annotated[_Whole | _Number | Literal["learned", "channel"], Allowed("a number, learned or channel")]
 
 TaskKind = Literal["classification", "pair", "regression", "tagging"]
+Columns = Annotated[
+    dict[Literal["text", "text_pair", "label", "tokens", "tags"], Text],
+    Allowed("a mapping from text, text_pair, label, tokens or tags to the name of a column"),
+]

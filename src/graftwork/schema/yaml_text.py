@@ -95,6 +95,12 @@ def write(data: Mapping[str, Any]) -> str:
     return str(yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
+def dotted(path: KeyPath) -> str:
+    """A key as it is spoken of: training.epochs. What cannot be printed is escaped."""
+    words = [str(part) for part in path]
+    return ".".join(word if word.isprintable() else repr(word)[1:-1] for word in words)
+
+
 class _Builder:
     """Turns YAML nodes into plain data. Each node is built once, so repeated aliases cost nothing."""
 
@@ -135,7 +141,7 @@ class _Builder:
                 self._problem(
                     key_node,
                     here,
-                    f"{'.'.join(map(str, here))}: written twice (first in line {self.lines[here]}); keep one of them",
+                    f"written twice (first in line {self.lines[here]}); keep one of them",
                 )
             else:
                 self.lines[here] = line
@@ -178,4 +184,5 @@ class _Builder:
         return self._problem(node, path, f"the tag {tag!r} is not allowed; a recipe holds plain values only")
 
     def _problem(self, node: yaml.Node, path: KeyPath, message: str) -> None:
-        self.problems.append(Problem(path, message, node.start_mark.line + 1))
+        key = f"{dotted(path)}: " if path else ""
+        self.problems.append(Problem(path, key + message, node.start_mark.line + 1))

@@ -1,0 +1,270 @@
+"""Rows for training: records with the fields of their task, checked against it, all problems at once.
+
+    classification   {"text", "label"}                  label: text
+    pair             {"text", "text_pair", "label"}     label: text
+    regression       {"text", "label"}                  label: a finite number; "text_pair" in all rows or in none
+    tagging          {"tokens", "tags"}                 two lists of text, equally long
+
+Other fields are dropped. Knows nothing of tokenizers, tensors or batches.
+"""
+
+import hashlib
+import json
+import math
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graftwork.errors import DataError
+from graftwork.recipe import DataSection, Recipe
+from graftwork.schema.conflicts import FIELDS, SPLITS
+from graftwork.schema.problems import nearest, shown
+from graftwork.train.records import Record, Records, read_records
+
+Row = dict[str, Any]
+
+HELD_OUT = 0.1  # share of train that becomes dev where a recipe names none
+LISTED = 20  # problems that an error lists before it only counts
+_BIO = re.compile(r"O|[BIES]-.+")  # E and S: the same scheme with marked ends, which seqeval reads too
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of one recipe.
+
+    `labels`: what may be predicted, in order; empty for a regression. `digest`: sha256 of all rows as they are here.
+    `notes`: what was decided for the user, in sentences.
+    """
+
+    train: tuple[Row, ...]
+    dev: tuple[Row, ...]
+    test: tuple[Row, ...]
+    labels: tuple[str, ...]
+    digest: str
+    notes: tuple[str, ...] = ()
+
+
+def load_data(recipe: Recipe) -> Data:
+    """Every split of a recipe, checked; a tenth of train, drawn by `training.seed`, is held out where no dev is named.
+
+    Raises DataError with every problem of every split.
+    """
+    kind, given = recipe.task.kind, [split for split in SPLITS if getattr(recipe.data, split) is not None]
+    read = {split: read_records(recipe.data, split) for split in given}
+    rows, problems = _rows(read, recipe.data, kind)
+    labels, unknown = _labels(rows, read, kind, recipe.task.labels)
+    problems += unknown
+    if "dev" not in given and not problems and len(rows["train"]) < 2:
+        problems.append(f"{read['train'].source}: one row cannot be split; name a file as data.dev, or give more rows")
+    _refuse(problems)
+    parts = {split: tuple(row for _, row in found) for split, found in rows.items()}
+    notes = []
+    if "dev" not in given:
+        parts["train"], parts["dev"], note = _hold_out(parts["train"], recipe.training.seed)
+        notes.append(note)
+    ordered = {split: parts.get(split, ()) for split in SPLITS}
+    return Data(**ordered, labels=labels, digest=digest(ordered), notes=tuple(notes))
+
+
+def read_split(data: DataSection, split: str, kind: str) -> list[Row]:
+    """The rows of one split of a recipe's `data`, for a kind of task. Raises DataError with every problem of it."""
+    if getattr(data, split, None) is None:
+        raise DataError(f"data.{split}: the recipe names no such split; known are {', '.join(SPLITS)}")
+    read = {split: read_records(data, split)}
+    rows, problems = _rows(read, data, kind)
+    problems += _not_bio(rows, split) if kind == "tagging" else []
+    _refuse(problems)
+    return [row for _, row in rows[split]]
+
+
+def digest(splits: Mapping[str, Iterable[Row]]) -> str:
+    """sha256 over the rows of each split, in order: the same for the same rows, wherever they were read from."""
+    total = hashlib.sha256()
+    for split, rows in splits.items():
+        total.update(f"{split}\n".encode())
+        for row in rows:
+            total.update(json.dumps(row, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+    return total.hexdigest()
+
+
+_Placed = tuple[str, Row]  # where a row stands, for messages about it
+
+
+def _rows(read: Mapping[str, Records], data: DataSection, kind: str) -> tuple[dict[str, list[_Placed]], list[str]]:
+    """Records -> rows with exactly the fields of their task."""
+    fields = FIELDS[kind]
+    pair = data.columns.get("text_pair", "text_pair")
+    if kind == "regression" and not any(pair in record.fields for found in read.values() for record in found.rows):
+        fields = tuple(field for field in fields if field != "text_pair")
+    rows: dict[str, list[_Placed]] = {split: [] for split in read}
+    problems: list[str] = []
+    for split, found in read.items():
+        problems += found.problems
+        for record in found.rows:
+            row, wrong = _row(record, fields, data.columns, kind)
+            problems += wrong
+            if not wrong:
+                rows[split].append((record.place, row))
+    return rows, problems
+
+
+def _row(record: Record, fields: Sequence[str], columns: Mapping[Any, str], kind: str) -> tuple[Row, list[str]]:
+    row: Row = {}
+    wrong: list[str] = []
+    for field in fields:
+        column = columns.get(field, field)
+        if column not in record.fields:
+            has = ", ".join(map(str, record.fields)) or "nothing"
+            wrong.append(
+                f"{record.place}: {column}: missing; the row has {has}; name their column in data.columns.{field}"
+            )
+            continue
+        check = _number if (kind, field) == ("regression", "label") else _CHECKS[field]
+        try:
+            row[field] = check(_from_text(record.fields[column], check) if record.only_text else record.fields[column])
+        except ValueError as error:
+            wrong.append(f"{record.place}: {column}: {shown(record.fields[column])} {error}")
+    if not wrong and kind == "tagging" and len(row["tokens"]) != len(row["tags"]):
+        wrong.append(
+            f"{record.place}: {len(row['tokens'])} tokens but {len(row['tags'])} tags; give one tag for each token"
+        )
+    return row, wrong
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("is not text; write it in quotes")
+    if not value.strip():
+        raise ValueError("is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("holds half a character (a lone surrogate), which no tokenizer takes") from None
+    return value
+
+
+def _label(value: Any) -> str:
+    """Class numbers and flags count as their JSON text: 1 -> "1", true -> "true"."""
+    if isinstance(value, bool | int):
+        return json.dumps(value)
+    if not isinstance(value, str):
+        raise ValueError("is not a label; a label is text or a whole number")
+    return _text(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("is not a number, which a regression learns")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError("is not a finite number")
+    return number
+
+
+def _tokens(value: Any) -> list[str]:
+    return _each(value, _text, "words")
+
+
+def _tags(value: Any) -> list[str]:
+    return _each(value, _label, "tags")
+
+
+def _each(value: Any, check: Callable[[Any], str], what: str) -> list[str]:
+    if not isinstance(value, list):
+        raise ValueError(f"is not a list of {what}")
+    if not value:
+        raise ValueError("is empty")
+    checked = []
+    for number, one in enumerate(value, 1):
+        try:
+            checked.append(check(one))
+        except ValueError as error:
+            raise ValueError(f"is not a list of {what}: number {number}, {shown(one)}, {error}") from None
+    return checked
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "text": _text,
+    "text_pair": _text,
+    "label": _label,
+    "tokens": _tokens,
+    "tags": _tags,
+}
+
+
+def _from_text(cell: str, check: Callable[[Any], Any]) -> Any:
+    """What a cell of a CSV file stands for: a number, a list written as JSON, or its text."""
+    try:
+        if check is _number:
+            return float(cell)
+        if check in (_tokens, _tags):
+            return json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    return cell
+
+
+def _labels(
+    rows: Mapping[str, Sequence[_Placed]], read: Mapping[str, Records], kind: str, fixed: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[str]]:
+    """The labels of a task, and the rows of any split that have another one."""
+    if kind == "regression":
+        return (), []
+    field = FIELDS[kind][-1]
+    labels = tuple(fixed) if fixed else tuple(sorted({label for _, row in rows["train"] for label in _in(row, field)}))
+    if len(labels) < 2:
+        # Of a damaged file it cannot be said that it holds too few labels.
+        whole = not read["train"].problems and len(rows["train"]) == len(read["train"].rows)
+        alone = (
+            f"{read['train'].source}: {field}: every row has {', '.join(map(repr, labels))}; there is nothing to learn"
+        )
+        return labels, [alone] if whole else []
+    whose = "task.labels" if fixed else "train"
+    few = ", ".join(labels[:10]) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
+    problems, known = [], set(labels)
+    for found in rows.values():
+        for place, row in found:
+            for label in dict.fromkeys(_in(row, field)):
+                if label not in known:
+                    close = nearest(label, labels)
+                    meant = f"; did you mean {close}?" if close else "; correct it, or list it in task.labels"
+                    problems.append(f"{place}: {field}: {label!r} is not a label of {whose} ({few}){meant}")
+    return labels, problems + (_not_bio(rows, "train") if kind == "tagging" else [])
+
+
+def _in(row: Row, field: str) -> list[str]:
+    value = row[field]
+    return value if isinstance(value, list) else [value]
+
+
+def _not_bio(rows: Mapping[str, Sequence[_Placed]], judged_by: str) -> list[str]:
+    """Tags with a wrong prefix, where the tags of `judged_by` are BIO: some are O and some begin with B-."""
+    seen = {tag for _, row in rows[judged_by] for tag in row["tags"]}
+    if "O" not in seen or not any(tag.startswith("B-") for tag in seen):
+        return []
+    return [
+        f"{place}: tags: {tag!r} among BIO tags; a tag is O, or B- or I- and a kind"
+        for found in rows.values()
+        for place, row in found
+        for tag in dict.fromkeys(row["tags"])
+        if not _BIO.fullmatch(tag)
+    ]
+
+
+def _hold_out(rows: tuple[Row, ...], seed: int) -> tuple[tuple[Row, ...], tuple[Row, ...], str]:
+    count = max(1, round(HELD_OUT * len(rows)))
+    drawn = set(random.Random(seed).sample(range(len(rows)), count))
+    kept = tuple(row for index, row in enumerate(rows) if index not in drawn)
+    note = f"no dev data named: {count} of {len(rows)} rows of train are held out as dev (seed {seed})"
+    return kept, tuple(rows[index] for index in sorted(drawn)), note
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        more = [f"... and {len(problems) - LISTED} more problems"] if len(problems) > LISTED else []
+        raise DataError([*problems[:LISTED], *more])
