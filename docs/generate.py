@@ -29,7 +29,8 @@ def page() -> str:
 
 def section(command: TyperCommand | TyperGroup, context: typer.Context, level: int) -> list[str]:
     """One command: its help, its arguments and options, then its subcommands."""
-    lines = [f"{'#' * level} `{context.command_path}`", "", inspect.cleandoc(command.help or "").replace("\b\n", ""), ""]
+    text = inspect.cleandoc(command.help or "").replace("\b\n", "")
+    lines = [f"{'#' * level} `{context.command_path}`", "", text, ""]
     rows = [row for parameter in command.get_params(context) if (row := described(parameter, context))]
     if rows:
         lines += ["| option | meaning |", "|---|---|", *rows, ""]

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from graftwork.compose.answer import AdapterOutput as AdapterOutput
     from graftwork.compose.grammar import parse as parse
     from graftwork.compose.tree import Average as Average
     from graftwork.compose.tree import BatchSplit as BatchSplit
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from graftwork.errors import RoutingError as RoutingError
     from graftwork.errors import UserError as UserError
     from graftwork.model import AdapterModel as AdapterModel
-    from graftwork.model import AdapterOutput as AdapterOutput
     from graftwork.model import AutoAdapterModel as AutoAdapterModel
     from graftwork.recipe import Recipe as Recipe
     from graftwork.registry.package import Package as Package
@@ -50,7 +50,7 @@ DEFINED_IN = {
     "AdapterConfig": "graftwork.core.kinds",
     "AdapterError": "graftwork.errors",
     "AdapterModel": "graftwork.model",
-    "AdapterOutput": "graftwork.model",
+    "AdapterOutput": "graftwork.compose.answer",
     "AdapterTrainer": "graftwork.train.trainer",
     "AutoAdapterModel": "graftwork.model",
     "Average": "graftwork.compose.tree",

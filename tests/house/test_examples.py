@@ -15,12 +15,13 @@ EXAMPLES = ROOT / "examples"
 RECIPES = sorted(path.relative_to(EXAMPLES) for path in EXAMPLES.rglob("*.yaml"))
 
 # folder under examples/ -> how many recipes it holds
-COUNTS: dict[str, int] = {}
+COUNTS = {".": 3, "support_desk": 4}
 
 
 def opening(text: str, path: str) -> bool:
-    """Whether a recipe's first line is the comment that says how to run it."""
-    return text.splitlines()[0].startswith(f"# graftwork train examples/{path}")
+    """Whether a recipe's first line is a comment that says what it learns and ends with the command that runs it."""
+    first = text.splitlines()[0]
+    return first.startswith("# ") and first.endswith(f": graftwork train examples/{path}")
 
 
 def test_the_expected_number_of_recipes_is_there() -> None:
@@ -40,7 +41,8 @@ def test_recipes_say_how_to_run_them(path: Path) -> None:
 
 
 def test_these_laws_can_fail(tmp_path: Path) -> None:
-    assert opening("# graftwork train examples/a/b.yaml\nmodel: x", "a/b.yaml")
+    assert opening("# Moods: graftwork train examples/a/b.yaml\nmodel: x", "a/b.yaml")
+    assert not opening("# Moods: graftwork train examples/b.yaml\nmodel: x", "a/b.yaml")
     assert not opening("model: x", "a/b.yaml")
     bad = tmp_path / "bad.yaml"
     bad.write_text("model: {nmae: minilm}\n", "utf8")

@@ -13,6 +13,8 @@ DRAWERS = {"utils", "util", "helpers", "helper", "common", "base", "misc", "mana
 TAKES_KEYWORDS: dict[str, str] = {
     "graftwork.core.backbone:load_model": "options of transformers' from_pretrained, which transformers checks",
     "graftwork.core.kinds:load": "AdapterHub's AdapterConfig.load(name, reduction_factor=8); every key is checked",
+    "graftwork.model:from_pretrained": "options of transformers' from_pretrained, which transformers checks",
+    "graftwork.model:generate": "options of transformers' generate, which transformers checks",
 }
 
 

@@ -11,7 +11,9 @@ from tests.house.source import Module, modules, require_none
 LINES, FUNCTION, PARAMETERS = 300, 50, 8
 
 # "file" (lines), "file:function" (length) or "file:function()" (parameters) -> (its own limit, why)
-EXCEPTIONS: dict[str, tuple[int, str]] = {}
+EXCEPTIONS: dict[str, tuple[int, str]] = {
+    "graftwork.model:AdapterModel.forward()": (14, "transformers' Trainer finds columns and labels by this signature"),
+}
 
 
 def measures(module: Module) -> dict[str, int]:
