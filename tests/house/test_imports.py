@@ -12,6 +12,8 @@ import sys
 
 from tests.house.source import Module, modules, require_none
 
+UNDER_MODEL = {"summary", "packing", "compose", "core", "registry", "manifest", "errors"}
+UNDER_BUILD = {"model", "tasks", "recipe", "schema"} | UNDER_MODEL
 # room -> the rooms it may import from, besides itself
 BELOW: dict[str, set[str]] = {
     "errors": set(),
@@ -24,23 +26,11 @@ BELOW: dict[str, set[str]] = {
     "tasks": {"core", "manifest", "errors"},
     "summary": {"compose", "core", "errors"},
     "packing": {"compose", "core", "registry", "manifest", "errors"},
-    "model": {"summary", "packing", "compose", "core", "registry", "manifest", "errors"},
-    "build": {"model", "packing", "tasks", "compose", "core", "registry", "recipe", "manifest", "errors"},
-    "train": {
-        "build",
-        "model",
-        "packing",
-        "tasks",
-        "compose",
-        "core",
-        "registry",
-        "recipe",
-        "schema",
-        "manifest",
-        "errors",
-    },
-    "serve": {"build", "model", "packing", "tasks", "compose", "core", "registry", "recipe", "manifest", "errors"},
-    "workflow": {"train", "serve", "build", "model", "tasks", "compose", "registry", "recipe", "manifest", "errors"},
+    "model": UNDER_MODEL,
+    "build": UNDER_BUILD,
+    "train": {"build"} | UNDER_BUILD,
+    "serve": {"build"} | UNDER_BUILD,
+    "workflow": {"train", "serve", "build"} | UNDER_BUILD,
     "cli": {"workflow", "serve", "registry", "recipe", "manifest", "errors"},
 }
 # room or file -> other people's libraries that it must not know
