@@ -254,12 +254,13 @@ def _checked(
     problems = list(document.problems)
     if isinstance(document.data, dict):
         data = _placed({**defaults, **document.data}, folder)
+        found = [*conflicts(data), *(missing_files(data) if check_files else ())]
         try:
             recipe = Recipe.model_validate(data)
         except ValidationError as error:
-            problems += sentences(error, Recipe, data)
-        problems += conflicts(data)
-        problems += missing_files(data) if check_files else ()
+            found = [*sentences(error, Recipe, data), *found]
+        unread = {problem.path for problem in problems}  # what could not be read is no wrong value on top
+        problems += [problem for problem in found if problem.path not in unread]
     elif not problems:
         held = "empty" if document.data is None else f"{shown(document.data)} is not a recipe"
         problems.append(Problem((), f"{held}; write sections: {', '.join(Recipe.model_fields)}"))
