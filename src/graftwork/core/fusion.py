@@ -1,0 +1,100 @@
+"""AdapterFusion (Pfeiffer et al. 2021, §3.2): attention over what K frozen adapters say, per token.
+
+    αᵢ = softmaxᵢ( q(x)·k(uᵢ) )           uᵢ: what member i alone would change;   no 1/√D, in the paper and in its code
+    Δ  = V · Σ αᵢ uᵢ
+
+V begins as the identity, so an untrained fusion is close to a plain average. During training its distance from the
+identity is a part of the loss: 0.01 · ‖I − V‖²_F summed over the sites.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from graftwork.errors import AdapterError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """The choices of AdapterHub's AdapterFusionConfig that change numbers. `dynamic` is the default, `static` has no V.
+
+    AdapterHub's `temperature` is not offered: it depends on how often the model was called, and was never saved.
+    """
+
+    key: bool = True
+    query: bool = True
+    value: bool = True
+    query_before_ln: bool = False
+    regularization: bool = True
+    residual_before: bool = False
+    value_before_softmax: bool = True
+    value_initialized: bool = True
+    dropout_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout_prob < 1:
+            raise AdapterError(f"fusion: dropout_prob {self.dropout_prob!r} must be in [0, 1)")
+
+
+FUSIONS: dict[str, FusionConfig] = {
+    "dynamic": FusionConfig(),
+    "static": FusionConfig(value=False, regularization=False, value_initialized=False),
+}
+
+_PENALTY = 0.01
+
+
+class Fusion(nn.Module):
+    """The fusion layer of one site."""
+
+    def __init__(self, width: int, config: FusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.query = _projection(width) if config.query else None
+        self.key = _projection(width) if config.key else None
+        self.value = nn.Linear(width, width, bias=False) if config.value else None
+        if self.value is not None and config.value_initialized:
+            with torch.no_grad():
+                self.value.weight.fill_(1e-6).fill_diagonal_(1.0)
+
+    def weights(self, x: Tensor, changes: Tensor) -> Tensor:
+        """Attention over members: x (B, T, D), changes (B, T, K, D) -> (B, T, K), sums to 1 over K."""
+        query = x if self.query is None else self.query(x)
+        key = changes if self.key is None else self.key(changes)
+        scores = torch.einsum("btd,btkd->btk", query, key)
+        return functional.dropout(scores, self.config.dropout_prob, self.training).softmax(dim=-1)
+
+    def forward(self, x: Tensor, changes: list[Tensor], residual: Tensor) -> Tensor:
+        """x: the query's input (B, T, D); changes: K of (B, T, D); residual (B, T, D) -> the fused change (B, T, D)."""
+        dtype = changes[0].dtype
+        stacked = torch.stack(changes, dim=2).to(self._dtype(dtype))  # (B, T, K, D)
+        weights = self.weights(x.to(stacked.dtype), stacked)
+        values = stacked + residual.unsqueeze(2) if self.config.residual_before else stacked
+        if self.value is not None and self.config.value_before_softmax:
+            values = self.value(values)
+        fused = torch.einsum("btk,btkd->btd", weights, values)
+        if self.value is not None and not self.config.value_before_softmax:
+            fused = self.value(fused)
+        return fused.to(dtype)
+
+    def penalty(self) -> Tensor | None:
+        """0.01 · ‖I − V‖²_F, or None where there is no V or no wish for it."""
+        if self.value is None or not self.config.regularization:
+            return None
+        weight = self.value.weight
+        eye = torch.eye(weight.shape[0], device=weight.device, dtype=weight.dtype)
+        return _PENALTY * (eye - weight).square().sum()
+
+    def _dtype(self, default: torch.dtype) -> torch.dtype:
+        for parameter in self.parameters():
+            return parameter.dtype
+        return default
+
+
+def _projection(width: int) -> nn.Linear:
+    linear = nn.Linear(width, width)
+    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear

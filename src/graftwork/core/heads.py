@@ -1,0 +1,104 @@
+"""Prediction heads: from the trunk's last hidden states (B, T, D) to logits and a loss.
+
+The layout is AdapterHub's: dropout, linear, activation, ..., dropout, linear. A head knows its shape and its loss, not
+its labels' meaning (tasks do that), nor where the hidden states come from.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from graftwork.core.bottleneck import activation
+from graftwork.errors import AdapterError
+
+POOLINGS = ("first", "last", "mean", "none")
+_LOSS_OF = ("classification", "regression", "tagging")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """One head. kind: classification (B, L), regression (B, 1) or tagging (B, T, L).
+
+    pooling: which hidden state stands for a row: the first token's, the last real token's, the mean of the real tokens,
+    or none (one answer a token). labels: names of the outputs, in order; empty where outputs have no names.
+    """
+
+    kind: str
+    num_outputs: int
+    layers: int = 2
+    activation: str = "tanh"
+    dropout: float = 0.1
+    pooling: str = "first"
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.kind not in _LOSS_OF:
+            problems.append(f"kind {self.kind!r} is not one of {', '.join(_LOSS_OF)}")
+        if self.num_outputs < 1 or (self.kind == "regression" and self.num_outputs != 1):
+            problems.append(f"num_outputs {self.num_outputs} is impossible for kind {self.kind!r}")
+        if self.layers < 1:
+            problems.append(f"layers {self.layers} must be at least 1")
+        if self.pooling not in POOLINGS or (self.pooling == "none") != (self.kind == "tagging"):
+            problems.append(
+                f"pooling {self.pooling!r} does not fit kind {self.kind!r}; poolings: {', '.join(POOLINGS)}"
+            )
+        if self.labels and (len(self.labels) != self.num_outputs or len(set(self.labels)) != len(self.labels)):
+            problems.append(f"{len(self.labels)} labels {list(self.labels)} for {self.num_outputs} outputs")
+        if problems:
+            raise AdapterError("head: " + "; ".join(problems))
+
+
+class Head(nn.Module):
+    """A head of `layers` linear layers on width D."""
+
+    def __init__(self, width: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        modules: list[nn.Module] = []
+        for _ in range(config.layers - 1):
+            modules += [nn.Dropout(config.dropout), _linear(width, width), activation(config.activation)]
+        modules += [nn.Dropout(config.dropout), _linear(width, config.num_outputs)]
+        self.layers = nn.Sequential(*modules)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """hidden (B, T, D), mask (B, T) with 1 for real tokens or None -> logits (B, L), or (B, T, L) for tagging."""
+        pooled = pool(hidden, mask, self.config.pooling)
+        dtype = next(self.layers.parameters()).dtype
+        logits: Tensor = self.layers(pooled.to(dtype))
+        return logits
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss: cross entropy on long labels (-100 is left out), squared error on float labels."""
+        if self.config.kind == "regression":
+            return functional.mse_loss(logits.squeeze(-1).float(), labels.float().reshape(-1))
+        if self.config.kind == "classification":
+            return functional.cross_entropy(logits.float(), labels.reshape(-1))
+        if logits.shape[:2] != labels.shape:
+            raise AdapterError(f"tagging labels of shape {tuple(labels.shape)} for logits {tuple(logits.shape)}")
+        return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+
+
+def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+    """(B, T, D) -> (B, D) by the first, the last real or the mean of the real tokens; `none` leaves (B, T, D)."""
+    if pooling == "none":
+        return hidden
+    if pooling == "first":
+        return hidden[:, 0]
+    if mask is None:
+        return hidden[:, -1] if pooling == "last" else hidden.mean(dim=1)
+    if pooling == "mean":
+        weights = mask.to(hidden.dtype).unsqueeze(-1)  # (B, T, 1)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    last = (mask.long() * positions).argmax(dim=1)  # works for padding on either side
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+
+
+def _linear(width: int, outputs: int) -> nn.Linear:
+    linear = nn.Linear(width, outputs)
+    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear

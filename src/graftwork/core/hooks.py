@@ -1,0 +1,105 @@
+"""The hooks that connect a frozen model to its sites, and the one object that carries a route through one forward.
+
+Hooks are placed once, when the backbone is made, on submodules *inside* the layers: torch.compile does not guard hooks
+(one added later is silently ignored), and transformers records hidden states by hooks on the layers themselves, which a
+hook on a layer could miss. Hooks are bound methods, so `deepcopy` of a model gets hooks of its own, not the original's.
+
+Hooks cannot see the arguments of the outer forward. So a `Runtime` holds the route for the length of exactly one forward:
+set on entry, cleared in `finally`. A second thread waits; a re-entered forward is an error. No thread-locals: autograd may
+recompute a checkpointed layer on another thread, and gets the route back through `checkpoint_contexts`.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from graftwork.core.site import Reading, Route
+from graftwork.errors import RoutingError
+
+
+class Runtime:
+    """What one model holds during one forward: the route, captured residuals, and changes waiting for their norm."""
+
+    def __init__(self) -> None:
+        self.route: Route | None = None
+        self.residuals: dict[int, Tensor] = {}
+        self.pending: dict[int, Tensor] = {}
+        self._turn = threading.Lock()
+        self._owner: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # a copy starts at rest: locks do not copy, and a route belongs to one forward of one model
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    @contextmanager
+    def running(self, route: Route | None) -> Iterator[None]:
+        """Hold `route` for one forward. Raises RoutingError when this thread is already inside one."""
+        if self._owner == threading.get_ident():
+            raise RoutingError(
+                "this model is already running a forward in this thread; its routes cannot nest. "
+                "Call it again after the outer forward has returned"
+            )
+        with self._turn:
+            self._owner, self.route = threading.get_ident(), route
+            try:
+                yield
+            finally:
+                self.route = self._owner = None
+                self.residuals.clear()
+                self.pending.clear()
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """`context_fn` of torch.utils.checkpoint: recompute a layer under the route that its forward had."""
+        return _nothing(), self._again(self.route)
+
+    @contextmanager
+    def _again(self, route: Route | None) -> Iterator[None]:
+        if self._owner == threading.get_ident():
+            yield  # backward inside a forward of the same thread (torch.func and friends): the route is in place
+            return
+        with self.running(route):
+            yield
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+class SiteHook:
+    """The hooks of one sub-layer site: catch the residual, change the output, change what leaves the norm."""
+
+    def __init__(self, index: int, runtime: Runtime, norm: nn.Module | None, argument: tuple[int, str]) -> None:
+        self.index = index
+        self.runtime = runtime
+        self.norm = norm
+        self.position, self.keyword = argument
+
+    def catch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Forward pre-hook on the module that receives the residual r."""
+        if self.runtime.route is not None:
+            at = self.position
+            self.runtime.residuals[self.index] = args[at] if at < len(args) else kwargs[self.keyword]
+
+    def change(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Forward hook on the last module before the residual add; its output is h₀, (B, T, D)."""
+        runtime = self.runtime
+        if runtime.route is None:
+            return None
+        residual = runtime.residuals.pop(self.index)
+        delta = runtime.route.delta(self.index, Reading(output, residual, self.norm))
+        if delta is None:
+            return None
+        if delta.after is not None:
+            runtime.pending[self.index] = delta.after
+        return None if delta.before is None else output + delta.before
+
+    def finish(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Forward hook on the norm after the residual add (post-LN models)."""
+        after = self.runtime.pending.pop(self.index, None) if self.runtime.pending else None
+        return None if after is None else output + after

@@ -1,0 +1,216 @@
+"""Between the parts of a model and packages: what is written down, and what is checked before anything is added.
+
+A package holds every tensor of what it names and nothing else. Reading it back, every tensor must be consumed, every site
+filled and every shape right; the base must be the one it was trained on. Adds all of it or nothing.
+"""
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from graftwork.compose.grammar import as_composition
+from graftwork.compose.parts import Parts
+from graftwork.compose.tree import Fuse, leaves, show
+from graftwork.core.backbone import Backbone
+from graftwork.core.fusion import FusionConfig
+from graftwork.core.heads import HeadConfig
+from graftwork.core.kinds import read_config, write_config
+from graftwork.errors import AdapterError, Conflict, PackageError
+from graftwork.manifest import BaseRef, FusionSpec, HeadSpec, Manifest, Member, TaskSpec
+from graftwork.registry.package import Package
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a model cannot know of its own parts: how they were trained, on what, and how good they are."""
+
+    role: Literal["task", "language"] = "task"
+    task: TaskSpec | None = None
+    vocabulary: str | None = None
+    composition: str = ""
+    members: tuple[Member, ...] = ()
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
+    licence: str | None = None
+
+
+def pack(parts: Parts, backbone: Backbone, name: str, with_head: bool, provenance: Provenance) -> Package:
+    """The adapter, fusion or head of that name as a package, with the head of its name. Raises AdapterError."""
+    tensors: dict[str, Tensor] = {}
+    fields: dict[str, Any] = {}
+    if name in parts.adapter_configs:
+        tensors |= _named("adapter", parts.tensors("adapters", name))
+        fields |= {"role": provenance.role, "method": write_config(parts.adapter_configs[name])}
+        fields |= {"sites": tuple(parts.modules_of("adapters", name))}
+    elif name in parts.fusion_records:
+        tensors |= _named("fusion", parts.tensors("fusions", name))
+        fields |= {"role": "fusion", "fusion": _fusion_spec(parts, backbone, name)}
+        fields |= {"sites": tuple(parts.modules_of("fusions", name))}
+    elif name in parts.head_configs:
+        fields |= {"role": "head"}
+        with_head = True
+    else:
+        known = [*parts.adapter_configs, *parts.fusion_records, *parts.head_configs]
+        raise AdapterError(f"nothing is called {name!r}; there are: {', '.join(sorted(set(known))) or 'no parts yet'}")
+    if with_head and name in parts.head_configs:
+        tensors |= _named("head", parts.tensors("heads", name))
+        fields |= {"head": HeadSpec(**asdict(parts.head_configs[name]))}
+    manifest = Manifest(
+        name=name,
+        base=base_ref(backbone),
+        task=provenance.task,
+        vocabulary=provenance.vocabulary,
+        composition=provenance.composition or name,
+        members=provenance.members,
+        scores=dict(provenance.scores),
+        data=dict(provenance.data),
+        training=dict(provenance.training),
+        description=provenance.description,
+        licence=provenance.licence,
+        created_with={
+            library: importlib.metadata.version(library) for library in ("graftwork", "torch", "transformers")
+        },
+        **fields,
+    )
+    return Package(manifest, {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()})
+
+
+def base_ref(backbone: Backbone) -> BaseRef:
+    """What a manifest says of the frozen model."""
+    return BaseRef(
+        fingerprint=backbone.fingerprint,
+        model_type=backbone.config.model_type,
+        name=str(backbone.config.name_or_path or ""),
+        hidden_size=backbone.config.get_text_config().hidden_size,
+    )
+
+
+def member_digest(parts: Parts, backbone: Backbone, name: str) -> str:
+    """The digest of the package an adapter came from, or that it would be on its own."""
+    return parts.origins.get(name) or pack(parts, backbone, name, False, Provenance()).digest
+
+
+def _fusion_spec(parts: Parts, backbone: Backbone, name: str) -> FusionSpec:
+    record = parts.fusion_records[name]
+    members = [Member(name=n, digest=member_digest(parts, backbone, n)) for n in leaves(record.tree)]
+    return FusionSpec(composition=record.composition, members=tuple(members), config=asdict(record.config))
+
+
+def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}/{key}": tensor for key, tensor in tensors.items()}
+
+
+def install(
+    parts: Parts, backbone: Backbone, package: Package, name: str, with_head: bool, fuse: Fuse | None = None
+) -> str:
+    """Add what a package holds under `name`, all of it or nothing. `fuse` gives a fusion's members their names here.
+
+    Raises Conflict (another base, other members), PackageError (tensors that do not fit), AdapterError (name in use).
+    """
+    manifest = package.manifest
+    _check_base(manifest, backbone, name)
+    fuse = _local_fuse(manifest, parts, backbone, name, fuse) if manifest.fusion else None
+    table = "heads" if manifest.role == "head" else "fusions" if fuse else "adapters"
+    name = fuse.name if fuse else name
+    with_head = (with_head or table == "heads") and manifest.head is not None
+    records: dict[str, Mapping[str, object]] = {
+        "adapters": parts.adapter_configs,
+        "fusions": parts.fusion_records,
+        "heads": parts.head_configs,
+    }
+    wanted = [*([table] if table != "heads" else []), *(["heads"] if with_head else [])]
+    for one in wanted:
+        if name in records[one]:
+            raise AdapterError(f"{one[:-1]} {name!r} is already there; install the package under another name")
+    try:
+        if fuse is not None and manifest.fusion is not None:
+            parts.add_fusion(fuse, FusionConfig(**manifest.fusion.config), backbone)  # type: ignore[arg-type]
+        elif manifest.method is not None:
+            parts.add_adapter(name, read_config(manifest.method), backbone)
+        if with_head and manifest.head is not None:
+            parts.add_head(name, HeadConfig(**manifest.head.model_dump()), backbone)
+        _check_sites(manifest, parts, table, name)
+        _fill(parts, wanted, name, package)
+    except BaseException:
+        for one in wanted:
+            parts.remove(one, name)
+        raise
+    if table == "adapters":
+        parts.origins[name] = package.digest
+    return name
+
+
+def _check_base(manifest: Manifest, backbone: Backbone, name: str) -> None:
+    base, here = manifest.base, base_ref(backbone)
+    if base.asserted and base.hidden_size == here.hidden_size and base.model_type == here.model_type:
+        return  # read from another tool's file: the shapes are checked when it is filled
+    if base.fingerprint != here.fingerprint:
+        raise Conflict(
+            f"package {name!r} was trained on another base: {base.name or base.model_type} ({base.model_type}, width "
+            f"{base.hidden_size}, {base.fingerprint[:12]}); this one is {here.name or here.model_type} "
+            f"({here.model_type}, width {here.hidden_size}, {here.fingerprint[:12]}). Load the base it was trained on"
+        )
+
+
+def _local_fuse(manifest: Manifest, parts: Parts, backbone: Backbone, name: str, fuse: Fuse | None) -> Fuse:
+    assert manifest.fusion is not None
+    if fuse is None:
+        written = as_written(manifest)
+        own = name if name not in (manifest.name, written.name) else written.label
+        fuse = Fuse(*written.children, name=own)
+    local = leaves(fuse)
+    members = manifest.fusion.members
+    if len(local) != len(members):
+        raise Conflict(f"fusion {name!r} has {len(members)} members, {show(fuse)} names {len(local)}")
+    for here, member in zip(local, members, strict=True):
+        parts.need_adapter(here)
+        if member_digest(parts, backbone, here) != member.digest:
+            raise Conflict(
+                f"fusion {name!r} was trained over {member.name!r} with digest {member.digest[:12]}, but {here!r} here "
+                "is another adapter; install the member packages that it names"
+            )
+    return fuse
+
+
+def as_written(manifest: Manifest) -> Fuse:
+    """The fusion's members as its manifest writes them. Raises PackageError when that is no Fuse."""
+    from_manifest = as_composition(manifest.fusion.composition if manifest.fusion else None)
+    if not isinstance(from_manifest, Fuse):
+        raise PackageError(f"package {manifest.name!r}: {show(from_manifest)} is not a Fuse")
+    return from_manifest
+
+
+def _check_sites(manifest: Manifest, parts: Parts, table: str, name: str) -> None:
+    if table == "heads":
+        return
+    built = set(parts.modules_of(table, name))
+    listed = set(manifest.sites)
+    if built != listed:
+        raise PackageError(
+            f"package {name!r}: its sites are not those of its configuration on this base; only in the package: "
+            f"{sorted(listed - built)[:5]}, only on the base: {sorted(built - listed)[:5]}"
+        )
+
+
+def _fill(parts: Parts, tables: list[str], name: str, package: Package) -> None:
+    words = {"adapters": "adapter", "fusions": "fusion", "heads": "head"}
+    targets = {key: t for table in tables for key, t in _named(words[table], parts.tensors(table, name)).items()}
+    given = {k: v for k, v in package.tensors.items() if k.partition("/")[0] in {words[table] for table in tables}}
+    problems = [f"tensor {key!r} is missing" for key in targets if key not in given]
+    problems += [f"tensor {key!r} belongs nowhere" for key in given if key not in targets]
+    problems += [
+        f"tensor {key!r} has shape {tuple(given[key].shape)}, expected {tuple(target.shape)}"
+        for key, target in targets.items()
+        if key in given and given[key].shape != target.shape
+    ]
+    if problems:
+        raise PackageError(f"package {name!r}: " + "; ".join(problems[:10]))
+    with torch.no_grad():
+        for key, target in targets.items():
+            target.copy_(given[key])
