@@ -8,6 +8,7 @@ import yaml
 
 from graftwork import recipe
 from tests.house.pages import PAGES, blocks, commands, links, title
+from tests.house.source import SRC
 from tests.shared import ROOT
 
 CLI_PAGE = ROOT / "docs" / "cli.md"
@@ -57,6 +58,24 @@ def test_commands_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_links_lead_somewhere(page: Path) -> None:
     assert [target for target in links(page.read_text("utf8")) if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_files_that_pages_name_exist(page: Path) -> None:
+    named = re.findall(r"`((?:src/graftwork/|tests/|docs/)?[a-z_]+(?:/[a-z_]+)*\.py)`", page.read_text("utf8"))
+    assert [name for name in named if not (ROOT / name).exists() and not (SRC / "graftwork" / name).exists()] == []
+
+
+def test_the_map_names_every_room() -> None:
+    tree = next(
+        block.text for block in blocks((ROOT / "README.md").read_text("utf8"), "") if "src/graftwork/" in block.text
+    )
+    rooms = {
+        path.name + ("/" if path.is_dir() else "")
+        for path in (SRC / "graftwork").glob("[a-z]*")
+        if path.suffix in ("", ".py")
+    }
+    assert {room for room in rooms if room not in tree} == set()
 
 
 def test_the_first_screen_shows_what_it_promises() -> None:
