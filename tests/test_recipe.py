@@ -464,32 +464,42 @@ def test_settings_that_cannot_be_read() -> None:
 # There and back
 
 words = st.text(min_size=1).filter(lambda text: text.strip() and "\0" not in text)
-texts = st.one_of(
-    words,
-    st.sampled_from(
-        [
-            "yes",
-            "null",
-            "1e-4",
-            "0x1F",
-            "01",
-            "1:30",
-            "<<",
-            "=",
-            "~",
-            "2020-01-01",
-            "- a",
-            "a: b",
-            "'",
-            '"',
-            "#x",
-            "\u2028x",
-            "😀",
-            "a\nb ",
-            " x",
-        ]
-    ),
-)
+TEMPTING = [
+    "yes",
+    "null",
+    "1e-4",
+    "12",
+    "0x1F",
+    "01",
+    "1:30",
+    "1_0",
+    "<<",
+    "=",
+    "~",
+    "2020-01-01",
+    ".inf",
+    "True",
+    "- a",
+]
+TEMPTING += [
+    "a: b",
+    "'",
+    '"',
+    "#x",
+    "a #x",
+    "\u2028x",
+    "0\x85",
+    "😀",
+    "a\nb ",
+    " x",
+    "x ",
+    "\x1c.",
+    "\ufeffx",
+    "%a",
+    "@a",
+    "&a",
+]
+texts = st.one_of(words, st.sampled_from(TEMPTING))
 paths = st.from_regex(r"/[a-z]{1,8}(/[a-z0-9 '\"#:]{1,8}x){0,2}\.(jsonl|csv)", fullmatch=True)
 names = st.from_regex(r"[a-z][a-z0-9._-]{0,5}(/[a-z][a-z0-9]{0,3})?", fullmatch=True).filter(
     lambda name: name != "none"
@@ -519,6 +529,13 @@ recipes = st.fixed_dictionaries(
      "data": st.fixed_dictionaries({"train": paths}, optional=sections["data"])},
     optional={name: st.fixed_dictionaries({}, optional=sections[name]) for name in ("adapter", "training", "serving")},
 ).map(Recipe.model_validate)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEMPTING)
+def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
+    changed = override(reading(SMALL), {"training.metric": text, "task.labels": ["a", text]}, check_files=False)
+    again = reading(dump(changed))
+    assert (again.training.metric, again.task.labels) == (text, ("a", text))
 
 
 @given(recipes)
