@@ -74,7 +74,7 @@ def read_split(data: DataSection, split: str, kind: str) -> list[Row]:
         raise DataError(f"data.{split}: the recipe names no such split; known are {', '.join(SPLITS)}")
     read = {split: read_records(data, split)}
     rows, problems = _rows(read, data, kind)
-    problems += _not_bio(rows, split) if kind == "tagging" else []
+    problems += _not_bio(rows[split]) if kind == "tagging" else []
     _refuse(problems)
     return [row for _, row in rows[split]]
 
@@ -232,9 +232,12 @@ def _labels(
             for label in dict.fromkeys(_in(row, field)):
                 if label not in known:
                     close = nearest(label, labels)
-                    meant = f"; did you mean {close}?" if close else "; correct it, or list it in task.labels"
-                    problems.append(f"{place}: {field}: {label!r} is not a label of {whose} ({few}){meant}")
-    return labels, problems + (_not_bio(rows, "train") if kind == "tagging" else [])
+                    meant = f"; did you mean {close}? If not, list" if close else "; correct it, or list"
+                    problems.append(
+                        f"{place}: {field}: {label!r} is not a label of {whose} ({few}){meant} it in task.labels"
+                    )
+    # A wrong prefix elsewhere is no label of train and was reported as that.
+    return labels, problems + (_not_bio(rows["train"]) if kind == "tagging" else [])
 
 
 def _in(row: Row, field: str) -> list[str]:
@@ -242,15 +245,14 @@ def _in(row: Row, field: str) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 
-def _not_bio(rows: Mapping[str, Sequence[_Placed]], judged_by: str) -> list[str]:
-    """Tags with a wrong prefix, where the tags of `judged_by` are BIO: some are O and some begin with B-."""
-    seen = {tag for _, row in rows[judged_by] for tag in row["tags"]}
+def _not_bio(rows: Sequence[_Placed]) -> list[str]:
+    """Tags with a wrong prefix, where tags are BIO: some are O and some begin with B-."""
+    seen = {tag for _, row in rows for tag in row["tags"]}
     if "O" not in seen or not any(tag.startswith("B-") for tag in seen):
         return []
     return [
         f"{place}: tags: {tag!r} among BIO tags; a tag is O, or B- or I- and a kind"
-        for found in rows.values()
-        for place, row in found
+        for place, row in rows
         for tag in dict.fromkeys(row["tags"])
         if not _BIO.fullmatch(tag)
     ]
