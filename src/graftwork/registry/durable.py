@@ -59,7 +59,7 @@ def exchange(fresh: Path, folder: Path) -> None:
     Between the two renames the place is empty for a moment. A crash just there leaves the old folder, whole, beside it
     under a name that begins with a dot and ends in `.old`.
     """
-    old = fresh.with_name(fresh.name + ".old")
+    old = fresh.parent / f"{fresh.name}.old"
     folder.rename(old)
     try:
         fresh.rename(folder)
@@ -72,7 +72,7 @@ def exchange(fresh: Path, folder: Path) -> None:
 
 def sibling(path: Path) -> Path:
     """A name beside `path` that nobody else uses; it begins with a dot."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    return path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}"
 
 
 def sync(folder: Path) -> None:

@@ -77,34 +77,23 @@ def write(package: Package, folder: Path | str, *, overwrite: bool = False) -> s
     with other files in it. Raises Conflict, PackageError (the package cannot be stored), UserError (the disk refused).
     """
     folder = Path(os.path.realpath(folder))
-    where = f"package {package.manifest.name!r}"
-    # copies: safetensors refuses tensors that share memory, and nobody may change them between hash and file
-    tensors = {name: _plain(name, tensor, where).clone() for name, tensor in package.tensors.items()}
-    table = describe(tensors, where)
-    check_names(package.manifest, tensors, where)
-    data = safetensors.torch.save(tensors)
-    weights = FileEntry(bytes=len(data), sha256=_sha256(data))
-    contents = Contents(digest=identity(package.manifest, table), tensors=table, weights=weights)
-    text = dump(package.manifest, contents)
-    if len(text) > MANIFEST_LIMIT:
-        raise PackageError(f"{where}: {MANIFEST} would take {len(text)} bytes, at most {MANIFEST_LIMIT} can be read")
-    files = {MANIFEST: text, WEIGHTS: data, CARD: card(package.manifest, contents).encode()}
+    digest, files = _encode(package)
     fresh = sibling(folder)
     try:
-        if not overwrite and _holds(folder, contents.digest):
-            return contents.digest
+        if not overwrite and _holds(folder, digest):
+            return digest
         folder.parent.mkdir(parents=True, exist_ok=True)
         write_folder(fresh, files)
         placed = place(fresh, folder)
         if not placed and overwrite:
             _replace(fresh, folder)
-        elif not placed and not _holds(folder, contents.digest):  # somebody was faster, with the same package or not
+        elif not placed and not _holds(folder, digest):  # somebody was faster, with the same package or not
             raise Conflict(f"{folder}: is being changed by somebody else; try again")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # is there only after a failure
-    return contents.digest
+    return digest
 
 
 def read(folder: Path | str) -> Package:
@@ -167,6 +156,26 @@ def check_names(manifest: Manifest, names: Iterable[str], where: str) -> None:
         raise PackageError(f"{where}: {len(empty)} listed sites have no tensor: {', '.join(empty[:3])}")
 
 
+def _encode(package: Package) -> tuple[str, dict[str, bytes]]:
+    """The digest, and name -> bytes of every file. Raises PackageError on what could not be read back."""
+    where = f"package {package.manifest.name!r}"
+    # copies: safetensors refuses tensors that share memory, and nobody may change them between hash and file
+    tensors = {name: _plain(name, tensor, where).clone() for name, tensor in package.tensors.items()}
+    table = describe(tensors, where)
+    check_names(package.manifest, tensors, where)
+    data = safetensors.torch.save(tensors)
+    weights = FileEntry(bytes=len(data), sha256=_sha256(data))
+    try:
+        contents = Contents(digest=identity(package.manifest, table), tensors=table, weights=weights)
+        text = dump(package.manifest, contents)
+    except ValueError as error:  # a manifest changed after it was validated
+        raise PackageError(f"{where}: its manifest cannot be written: {error}") from error
+    if len(text) > MANIFEST_LIMIT:
+        raise PackageError(f"{where}: {MANIFEST} would take {len(text)} bytes, at most {MANIFEST_LIMIT} can be read")
+    parse(text, where)
+    return contents.digest, {MANIFEST: text, WEIGHTS: data, CARD: card(package.manifest, contents).encode()}
+
+
 def _plain(name: str, tensor: torch.Tensor, where: str) -> torch.Tensor:
     """The tensor in memory, contiguous and without a graph. Raises PackageError when it is of a kind never stored."""
     found = "without data (meta device)" if tensor.is_meta else _dtype(tensor)
@@ -214,7 +223,7 @@ def _stamp(folder: Path) -> tuple[int, int, int] | None:
     """What tells one folder from another under the same name; None where there is none."""
     try:
         found = folder.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a null character
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
