@@ -30,8 +30,9 @@ BELOW: dict[str, set[str]] = {
     "build": UNDER_BUILD,
     "train": {"build"} | UNDER_BUILD,
     "serve": {"build"} | UNDER_BUILD,
-    "workflow": {"train", "serve", "build"} | UNDER_BUILD,
-    "cli": {"workflow", "serve", "registry", "recipe", "manifest", "errors"},
+    "describe": UNDER_BUILD,
+    "workflow": {"train", "serve", "build", "describe"} | UNDER_BUILD,
+    "cli": {"workflow", "describe", "serve", "registry", "recipe", "manifest", "errors"},
 }
 # room or file -> other people's libraries that it must not know
 UNKNOWN_TO: dict[str, set[str]] = {

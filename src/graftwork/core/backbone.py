@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from graftwork.core.families import OF_MODEL_TYPE, Family, LayerStack, Sublayer
 from graftwork.core.fingerprint import fingerprint
 from graftwork.core.hooks import Runtime, SiteHook
+from graftwork.core.shapes import SHAPES
 from graftwork.core.site import Site
 from graftwork.errors import BackboneError
 
@@ -189,15 +190,19 @@ def load_model(name: str | Path, **options: Any) -> PreTrainedModel:
 
 
 def load_skeleton(name: str | Path) -> PreTrainedModel:
-    """The model's modules on the meta device: shapes without weights, from its configuration alone."""
-    config = load_config(name)
+    """The model's modules on the meta device, from its configuration alone: shapes without weights.
+
+    A well-known model that cannot be reached is built from the published shape. Raises BackboneError.
+    """
+    try:
+        config = _load(AutoConfig, name, {})
+    except BackboneError:
+        if str(name) not in SHAPES:
+            raise
+        model_type, fields = SHAPES[str(name)]
+        config = AutoConfig.for_model(model_type, **fields)
     with torch.device("meta"):
         return AutoModel.from_config(config)
-
-
-def load_config(name: str | Path) -> Any:
-    """The configuration of a model by id or folder."""
-    return _load(AutoConfig, name, {})
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

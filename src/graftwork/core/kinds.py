@@ -81,6 +81,12 @@ def read_config(
     )
 
 
+def is_named(text: str) -> bool:
+    """Whether a text is a named configuration, an alias, or one of them with flags."""
+    match = _STRING.fullmatch(text)
+    return match is not None and ALIASES.get(match.group(1), match.group(1)) in NAMED
+
+
 def write_config(config: MethodConfig) -> dict[str, Any]:
     """Plain data with every default written out; `read_config` reads it back."""
     fields = dataclasses.asdict(config)

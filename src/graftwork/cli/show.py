@@ -1,0 +1,47 @@
+"""`graftwork show`: what a model, a method, a package or a composition is."""
+
+from typing import Annotated, Any
+
+import typer
+
+from graftwork.cli.options import AsJson, Root
+from graftwork.cli.printing import emit, table
+from graftwork.cli.registry import open_registry
+from graftwork.describe import describe
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(help="a model, method, package (folder or name@version) or composition")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="count a method on this model")] = None,
+    method: Annotated[str | None, typer.Option(help="count only this method on a model")] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what something is, with its parameters counted; no weights are loaded.
+
+    \b
+    Examples:
+      graftwork show minilm
+      graftwork show bert-base-uncased --method 'double_seq_bn[reduction_factor=12]'
+      graftwork show 'Stack(hi, intent)'
+    """
+    described = describe(what, open_registry(root), model=model, method=method)
+    if as_json:
+        emit(described)
+        return
+    for key, value in described.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            typer.echo(f"\n{key}")
+            table(value, list(dict.fromkeys(column for row in value for column in row)))
+        elif isinstance(value, dict):
+            typer.echo(f"\n{key}")
+            table([{"key": k, "value": v} for k, v in value.items() if v not in (None, "", [], {})], ["key", "value"])
+        else:
+            typer.echo(f"{key}: {_plain(value)}")
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
