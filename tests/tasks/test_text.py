@@ -72,6 +72,14 @@ def test_words_are_left_alone_where_no_space_is_missing(name: str) -> None:
     assert list(encoder(name).words(Words.of_tokens(words)).input_ids) == expected["input_ids"][0]
 
 
+def test_words_are_left_alone_where_a_space_would_not_help() -> None:
+    """Llama 2's way: the normaliser puts a block before every word, and a piece may span two words of running text."""
+    one = TextEncoder(vocabularies.llama2(), 16)
+    assert one.tokenizer.tokenize("a a") == ["▁a▁a"]
+    split = one.words(Words.of_tokens(["a", "a"]))
+    assert one.tokenizer.convert_ids_to_tokens(split.input_ids) == ["▁a", "▁a"]
+
+
 @given(families, st.lists(anything, min_size=1, max_size=6))
 def test_every_piece_lies_in_its_word(name: str, words: list[str]) -> None:
     encoded = TextEncoder(tokenizer(name), 512).words(Words.of_tokens(["a", *words]))

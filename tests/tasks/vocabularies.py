@@ -57,6 +57,14 @@ def llama3() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|endoftext|>")
 
 
+def llama2() -> PreTrainedTokenizerFast:
+    """A few pieces over text whose spaces the normaliser writes as blocks, one of them before the text."""
+    merges = [("▁", "a"), ("▁a", "▁a")]
+    tokenizer = Tokenizer(models.BPE({"▁": 0, "a": 1, "▁a": 2, "▁a▁a": 3}, merges))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
 def sentence_piece(gemma: bool) -> PreTrainedTokenizerFast:
     """Unigram over text whose spaces are written as a block: by the splitter (XLM-R) or by the normaliser (Gemma)."""
     words = sorted({word for line in CORPUS for word in line.split()})

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from graftwork.errors import AdapterError, DataError
+from graftwork.errors import AdapterError
 from graftwork.tasks.metrics import entities, entity_scores, tag_accuracy
 from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, shown, string_problems, text_problems
 from graftwork.tasks.text import IGNORED, Encoded, TextEncoder
@@ -62,11 +62,9 @@ class Tagging(Task):
         return encoder.words(Words.of_tokens(row["tokens"]) if "tokens" in row else Words.of_text(row["text"]))
 
     def target(self, row: Row, features: Encoded) -> tuple[int, ...]:
-        first = features.first_pieces()
-        if not first:
-            raise DataError("none of its words gives a piece, so there is nothing to learn from; leave the row out")
+        """(T,) the tag of a word at its first piece, IGNORED elsewhere: everywhere, where no word has a piece."""
         target = [IGNORED] * len(features.input_ids)
-        for word, piece in first.items():
+        for word, piece in features.first_pieces().items():
             target[piece] = self.labels.index(str(row["tags"][word]))
         return tuple(target)
 

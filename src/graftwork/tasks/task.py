@@ -74,7 +74,7 @@ class Task(ABC):
 
     @abstractmethod
     def target(self, row: Row, features: Encoded) -> int | float | tuple[int, ...]:
-        """What the head should answer to a row: a class index, a value, or (T,) tag indices. Raises DataError."""
+        """What the head should answer to a row: a class index, a value, or (T,) tag indices."""
 
     @abstractmethod
     def decode(self, logits: Any, encoded: Encoded) -> Answer:
