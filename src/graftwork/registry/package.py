@@ -172,8 +172,8 @@ def _encode(package: Package) -> tuple[str, dict[str, bytes]]:
         raise PackageError(f"{where}: its manifest cannot be written: {error}") from error
     if len(text) > MANIFEST_LIMIT:
         raise PackageError(f"{where}: {MANIFEST} would take {len(text)} bytes, at most {MANIFEST_LIMIT} can be read")
-    parse(text, where)
-    return contents.digest, {MANIFEST: text, WEIGHTS: data, CARD: card(package.manifest, contents).encode()}
+    page = card(*parse(text, where))  # as read back: the order of keys in memory does not show
+    return contents.digest, {MANIFEST: text, WEIGHTS: data, CARD: page.encode()}
 
 
 def _plain(name: str, tensor: torch.Tensor, where: str) -> torch.Tensor:

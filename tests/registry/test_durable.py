@@ -1,0 +1,73 @@
+"""durable.py: whole or not at all."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from graftwork.registry.durable import exchange, locked, place, replace_file, write_file, write_folder
+
+
+def test_a_file_is_created_once(tmp_path: Path) -> None:
+    write_file(tmp_path / "a", b"one")
+    with pytest.raises(FileExistsError):
+        write_file(tmp_path / "a", b"two")
+    assert (tmp_path / "a").read_bytes() == b"one"
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path: Path) -> None:
+    replace_file(tmp_path / "a", b"one")
+    replace_file(tmp_path / "a", b"two")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace_file(tmp_path / "folder", b"three")
+    assert (tmp_path / "a").read_bytes() == b"two"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "folder"]
+
+
+def test_a_folder_is_placed_where_nothing_stands(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    (tmp_path / "file").touch()
+    for name, expected in [("new", True), ("empty", True), ("full", False), ("file", False)]:
+        write_folder(tmp_path / "fresh", {"a": b"1"})
+        assert place(tmp_path / "fresh", tmp_path / name) is expected
+        assert (tmp_path / "fresh").exists() is not expected
+        if not expected:
+            (tmp_path / "fresh" / "a").unlink()
+            (tmp_path / "fresh").rmdir()
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["x"]
+    with pytest.raises(FileNotFoundError):
+        place(tmp_path / "nowhere", tmp_path / "other")
+
+
+def test_an_exchange_that_fails_changes_nothing(tmp_path: Path) -> None:
+    write_folder(tmp_path / "old", {"a": b"1"})
+    with pytest.raises(FileNotFoundError):
+        exchange(tmp_path / "nowhere", tmp_path / "old")
+    assert (tmp_path / "old" / "a").read_bytes() == b"1"
+    write_folder(tmp_path / "fresh", {"a": b"2"})
+    exchange(tmp_path / "fresh", tmp_path / "old")
+    assert (tmp_path / "old" / "a").read_bytes() == b"2"
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_one_holder_of_a_lock_at_a_time(tmp_path: Path) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def enter() -> None:
+        with locked(tmp_path / "lock"):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+
+    threads = [threading.Thread(target=enter) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 8
