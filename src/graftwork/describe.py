@@ -1,6 +1,6 @@
 """What something is: a model, a method, a package or a composition, as plain data that a command can print.
 
-Parameters are counted by building the modules on the meta device: shapes without weights, whatever the size of the model.
+Parameters are counted by building the modules on the meta device: shapes without weights, however large the model.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """The `graftwork` command: a table of commands, loaded only when one is called.
 
-Each command parses, makes one call, prints. Exit codes: 0 done, 1 the work failed, 2 the request was wrong. A mistake of
-the user ends in one message, never in a traceback. `graftwork --help` needs neither torch nor transformers.
+Each command parses, makes one call, prints. Exit codes: 0 done, 1 the work failed, 2 the request was wrong. A mistake
+of the user ends in one message, never in a traceback. `graftwork --help` needs neither torch nor transformers.
 """
 
 import os
@@ -38,9 +38,9 @@ class Late(TyperGroup):
         """Load one command; None for a name that is not in the table."""
         if cmd_name not in COMMANDS:
             return None
-        command = get_command(import_module(COMMANDS[cmd_name][0]).app)
+        command: Any = get_command(import_module(COMMANDS[cmd_name][0]).app)
         command.name = cmd_name
-        return command
+        return command  # type: ignore[no-any-return]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The lines of the table, without importing what they name."""

@@ -13,7 +13,8 @@ from graftwork.registry.package import read_manifest
 from graftwork.registry.store import Registry, default_root
 
 app = typer.Typer(
-    help="List, show, push, pull, alias and verify packages.\n\nExample: graftwork registry push runs/intent/package intent",
+    help="List, show, push, pull, alias and verify packages.\n\n"
+    "Example: graftwork registry push runs/intent/package intent",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

@@ -192,15 +192,13 @@ def load_model(name: str | Path, **options: Any) -> PreTrainedModel:
 def load_skeleton(name: str | Path) -> PreTrainedModel:
     """The model's modules on the meta device, from its configuration alone: shapes without weights.
 
-    A well-known model that cannot be reached is built from the published shape. Raises BackboneError.
+    A well-known model is built from its published shape, without asking a hub. Raises BackboneError.
     """
-    try:
-        config = _load(AutoConfig, name, {})
-    except BackboneError:
-        if str(name) not in SHAPES:
-            raise
+    if str(name) in SHAPES and not Path(name).is_dir():
         model_type, fields = SHAPES[str(name)]
         config = AutoConfig.for_model(model_type, **fields)
+    else:
+        config = _load(AutoConfig, name, {})
     with torch.device("meta"):
         return AutoModel.from_config(config)
 
