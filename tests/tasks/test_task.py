@@ -35,11 +35,17 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"tokens": ["", "Pune", "\x00", "!"], "tags": ["O", "B-LOC", "O", "O"]},
     ],
 }
+LABELS = {
+    "classification": ("complaint", "question", "thanks"),
+    "pair": ("other", "same"),
+    "regression": (),
+    "tagging": ("B-LOC", "B-NO", "B-PER", "I-LOC", "O"),
+}
 KINDS = sorted(TASKS)
 
 
 def task(kind: str) -> Task:
-    return TASKS[kind].from_rows(ROWS[kind], 64)
+    return TASKS[kind](LABELS[kind], 64)
 
 
 def encoder(name: str = "minilm", max_length: int = 64, too_long: str = "refuse") -> TextEncoder:
@@ -65,7 +71,7 @@ def logits_for(one: Task, row: dict[str, Any], encoded: Any) -> torch.Tensor:
 
 
 def test_every_kind_has_an_example() -> None:
-    assert sorted(ROWS) == KINDS
+    assert sorted(ROWS) == sorted(LABELS) == KINDS
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,9 +131,6 @@ def test_all_problems_of_all_rows_come_at_once(kind: str) -> None:
     assert problems[0].startswith(f'row 2: has no "{field}" (its fields: "sentence"); expected {{"')
     assert any(problem.startswith(f'row 2: has no "{label}"') for problem in problems)
     assert problems[-1].startswith(f'row 3: has no "{label}"')
-    with pytest.raises(DataError) as caught:
-        TASKS[kind].from_rows(rows)
-    assert caught.value.problems == problems
 
 
 @pytest.mark.parametrize("kind", KINDS)

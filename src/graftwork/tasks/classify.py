@@ -3,7 +3,6 @@
 The pair task asks two texts the same question: what a class is, how it is read and scored stands here for both.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -11,8 +10,6 @@ from typing import Any, ClassVar, final
 from graftwork.tasks.metrics import class_scores
 from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, shown, text_problems
 from graftwork.tasks.text import Encoded, TextEncoder
-
-WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 @final
@@ -29,14 +26,9 @@ class Classification(Task):
     def main_score(self) -> str:
         return "accuracy"
 
-    @classmethod
-    def row_problems(cls, row: Row, labels: Sequence[str] | None, with_labels: bool) -> list[str]:
-        found = text_problems(row, "text", cls.form)
-        return found + class_problems(row, labels, cls.form) if with_labels else found
-
-    @classmethod
-    def find_labels(cls, rows: Sequence[Row]) -> tuple[str, ...]:
-        return class_labels(rows)
+    def problems(self, row: Row, with_labels: bool) -> list[str]:
+        found = text_problems(row, "text", self.form)
+        return found + class_problems(row, self.labels, self.form) if with_labels else found
 
     def features(self, row: Row, encoder: TextEncoder) -> Encoded:
         return encoder.text(row["text"])
@@ -51,7 +43,7 @@ class Classification(Task):
         return class_scores([answer["label"] for answer in answers], [str(row["label"]) for row in rows])
 
 
-def class_problems(row: Row, labels: Sequence[str] | None, form: str) -> list[str]:
+def class_problems(row: Row, labels: Sequence[str], form: str) -> list[str]:
     """What is wrong with the label of a row. A class is a string, or a whole number, which counts as its digits."""
     if "label" not in row:
         return [missing(row, "label", form)]
@@ -59,15 +51,9 @@ def class_problems(row: Row, labels: Sequence[str] | None, form: str) -> list[st
     if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
         hint = '; numbers to be predicted are task kind "regression"' if isinstance(label, float) else ""
         return [f'"label" is {label!r} ({type(label).__name__}); a class is a string or a whole number{hint}']
-    if labels is not None and str(label) not in labels:
+    if str(label) not in labels:
         return [f'"label" is "{label}", which is not one of the labels: {shown(labels)}']
     return []
-
-
-def class_labels(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The classes that occur, sorted; whole numbers by size."""
-    found = {str(row["label"]) for row in rows if not class_problems(row, None, "")}
-    return tuple(sorted(found, key=lambda label: (0, int(label), label) if WHOLE.fullmatch(label) else (1, 0, label)))
 
 
 def class_answer(logits: Any, labels: Sequence[str]) -> Answer:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from graftwork.tasks.classify import class_answer, class_labels, class_problems
+from graftwork.tasks.classify import class_answer, class_problems
 from graftwork.tasks.metrics import class_scores
 from graftwork.tasks.task import Answer, Row, Task, text_problems
 from graftwork.tasks.text import Encoded, TextEncoder
@@ -28,14 +28,9 @@ class Pair(Task):
     def main_score(self) -> str:
         return "accuracy"
 
-    @classmethod
-    def row_problems(cls, row: Row, labels: Sequence[str] | None, with_labels: bool) -> list[str]:
-        found = text_problems(row, "text", cls.form) + text_problems(row, "text_pair", cls.form)
-        return found + class_problems(row, labels, cls.form) if with_labels else found
-
-    @classmethod
-    def find_labels(cls, rows: Sequence[Row]) -> tuple[str, ...]:
-        return class_labels(rows)
+    def problems(self, row: Row, with_labels: bool) -> list[str]:
+        found = text_problems(row, "text", self.form) + text_problems(row, "text_pair", self.form)
+        return found + class_problems(row, self.labels, self.form) if with_labels else found
 
     def features(self, row: Row, encoder: TextEncoder) -> Encoded:
         return encoder.text(row["text"], row["text_pair"])

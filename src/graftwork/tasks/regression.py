@@ -29,23 +29,18 @@ class Regression(Task):
     def main_score(self) -> str:
         return "pearson"
 
-    @classmethod
-    def row_problems(cls, row: Row, labels: Sequence[str] | None, with_labels: bool) -> list[str]:
-        found = text_problems(row, "text", cls.form)
+    def problems(self, row: Row, with_labels: bool) -> list[str]:
+        found = text_problems(row, "text", self.form)
         if row.get("text_pair") is not None:
-            found += text_problems(row, "text_pair", cls.form)
+            found += text_problems(row, "text_pair", self.form)
         if not with_labels:
             return found
         if "label" not in row:
-            return [*found, missing(row, "label", cls.form)]
+            return [*found, missing(row, "label", self.form)]
         label = row["label"]
         if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
             found.append(f'"label" is {label!r} ({type(label).__name__}); it must be a finite number')
         return found
-
-    @classmethod
-    def find_labels(cls, rows: Sequence[Row]) -> tuple[str, ...]:
-        return ()
 
     def features(self, row: Row, encoder: TextEncoder) -> Encoded:
         return encoder.text(row["text"], row.get("text_pair"))

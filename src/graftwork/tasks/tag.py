@@ -42,21 +42,14 @@ class Tagging(Task):
     def main_score(self) -> str:
         return "f1" if self.reads_entities else "accuracy"
 
-    @classmethod
-    def row_problems(cls, row: Row, labels: Sequence[str] | None, with_labels: bool) -> list[str]:
+    def problems(self, row: Row, with_labels: bool) -> list[str]:
         if with_labels:
-            return _list_problems(row, "tokens", cls.form) + _tag_problems(row, labels, cls.form)
+            return _list_problems(row, "tokens", self.form) + _tag_problems(row, self.labels, self.form)
         return (
-            _list_problems(row, "tokens", cls.form)
+            _list_problems(row, "tokens", self.form)
             if "tokens" in row
             else text_problems(row, "text", '{"text"} or {"tokens"}')
         )
-
-    @classmethod
-    def find_labels(cls, rows: Sequence[Row]) -> tuple[str, ...]:
-        """The tags that occur: "O" first, then sorted."""
-        found = {str(tag) for row in rows if not _tag_problems(row, None, "") for tag in row["tags"]}
-        return tuple(sorted(found, key=lambda tag: (tag != "O", tag)))
 
     def features(self, row: Row, encoder: TextEncoder) -> Encoded:
         return encoder.words(Words.of_tokens(row["tokens"]) if "tokens" in row else Words.of_text(row["text"]))
@@ -115,12 +108,12 @@ def _list_problems(row: Row, field: str, form: str) -> list[str]:
     return [problem for place, item in enumerate(value) for problem in string_problems(item, f'"{field}"[{place}]')]
 
 
-def _tag_problems(row: Row, labels: Sequence[str] | None, form: str) -> list[str]:
+def _tag_problems(row: Row, labels: Sequence[str], form: str) -> list[str]:
     found = _list_problems(row, "tags", form)
     if found or "tokens" not in row:
         return found
     tokens, tags = row["tokens"], row["tags"]
     if isinstance(tokens, Sequence) and len(tokens) != len(tags):
         return [f'has {len(tokens)} "tokens" and {len(tags)} "tags"; every token needs one tag']
-    unknown = sorted({tag for tag in tags if labels is not None and tag not in labels})
-    return [f'"tags" holds {shown(unknown)}, not among the labels: {shown(labels or ())}'] if unknown else []
+    unknown = sorted({tag for tag in tags if tag not in labels})
+    return [f'"tags" holds {shown(unknown)}, not among the labels: {shown(labels)}'] if unknown else []

@@ -9,7 +9,7 @@ Does not know: models, files, batches, how anything is trained or served.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 
@@ -58,15 +58,9 @@ class Task(ABC):
     def main_score(self) -> str:
         """The score by which models are compared; higher is better."""
 
-    @classmethod
     @abstractmethod
-    def row_problems(cls, row: Row, labels: Sequence[str] | None, with_labels: bool) -> list[str]:
-        """Everything that is wrong with a row, without its place; `labels` None allows any label."""
-
-    @classmethod
-    @abstractmethod
-    def find_labels(cls, rows: Sequence[Row]) -> tuple[str, ...]:
-        """The labels that occur in rows without problems, in the order a new head would give them."""
+    def problems(self, row: Row, with_labels: bool) -> list[str]:
+        """Everything that is wrong with a row for this task, without its place."""
 
     @abstractmethod
     def features(self, row: Row, encoder: TextEncoder) -> Encoded:
@@ -83,17 +77,6 @@ class Task(ABC):
     @abstractmethod
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
         """Scores of the answers to labelled rows, `main_score` among them. Raises ValueError for unequal or no rows."""
-
-    @classmethod
-    def from_rows(cls, rows: Sequence[Row], max_length: int = 256) -> Self:
-        """The task that these training rows pose. Raises DataError, which lists every problem of every row."""
-        found = [(number, cls.row_problems(row, None, True)) for number, row in enumerate(rows, start=1)]
-        refuse([f"row {number}: {problem}" for number, problems in found for problem in problems])
-        return cls(cls.find_labels(rows), max_length)
-
-    def problems(self, row: Row, with_labels: bool) -> list[str]:
-        """Everything that is wrong with a row for this task, without its place."""
-        return self.row_problems(row, self.labels if self.has_labels else None, with_labels)
 
     def encode(self, rows: Sequence[Row], encoder: TextEncoder, *, with_labels: bool = False) -> list[Encoded]:
         """Rows as pieces, with labels or without.
