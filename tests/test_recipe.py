@@ -167,6 +167,11 @@ def test_anchors_and_merge_keys() -> None:
     }
 
 
+def test_the_first_of_several_merged_mappings_wins() -> None:
+    task = "{<<: [{kind: pair}, {kind: tagging, labels: [b, c]}]}"
+    assert reading(small(task=task)).task.model_dump() == {"kind": "pair", "labels": ("b", "c")}
+
+
 def test_paths_start_at_the_recipe_and_ids_stay_ids(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "r").mkdir()
