@@ -6,14 +6,15 @@
     model.train_adapter("sst-2")
     model(input_ids, attention_mask, adapters=["sst-2", None], head="sst-2")
 
-What a call does depends on its arguments: `set_active_adapters` only sets the default of `adapters=`, which is resolved to
-an explicit route before the forward starts. The base's weights are never changed.
+What a call does depends on its arguments: `set_active_adapters` only sets the default of `adapters=`, which is resolved
+to an explicit route before the forward starts. The base's weights are never changed.
 """
 
 import enum
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +24,18 @@ from graftwork.compose.answer import answer, head_of
 from graftwork.compose.grammar import as_composition, as_fuse
 from graftwork.compose.parts import Parts
 from graftwork.compose.plan import NO_HEAD, Plan, Planner
-from graftwork.compose.tree import Composition, check_name, fusions, leaves, top
+from graftwork.compose.tree import Composition, fusions, leaves, show, top
 from graftwork.core.backbone import Backbone, load_model
 from graftwork.core.families import Family
 from graftwork.core.fusion import FUSIONS, FusionConfig
-from graftwork.core.heads import HeadConfig
+from graftwork.core.heads import HeadConfig, labelled, labels_of
 from graftwork.core.kinds import MethodConfig, read_config
 from graftwork.errors import AdapterError
-from graftwork.packing import Provenance, install, pack
+from graftwork.packing import Provenance, check_part_name, install, pack
 from graftwork.registry.package import Package, read, write
 from graftwork.summary import Summary, summarise
+
+_ROWS = ("input_ids", "inputs_embeds", "pixel_values", "decoder_input_ids")  # inputs whose first dimension is the batch
 
 Setup: TypeAlias = Composition | Sequence[Any]  # a composition in any spelling that `as_composition` reads
 
@@ -72,7 +75,7 @@ class AdapterModel(nn.Module):
         overwrite_ok: bool = False,
     ) -> None:
         """Add an adapter, freshly initialised, at every site its configuration wants. Raises AdapterError."""
-        self._check_free(name, self.parts.adapter_configs, "adapter", overwrite_ok)
+        self._check_free(name, "adapters", overwrite_ok)
         self.parts.add_adapter(name, read_config(config), self.backbone)
         self._planner.forget()
         if set_active:
@@ -91,7 +94,7 @@ class AdapterModel(nn.Module):
         fuse = as_fuse(adapters, name)
         if isinstance(config, str) and config not in FUSIONS:
             raise AdapterError(f"fusion configuration {config!r} is unknown; there are {', '.join(FUSIONS)}")
-        self._check_free(fuse.name, self.parts.fusion_records, "fusion", overwrite_ok)
+        self._check_free(fuse.name, "fusions", overwrite_ok)
         self.parts.add_fusion(fuse, FUSIONS[config] if isinstance(config, str) else config, self.backbone)
         self._planner.forget()
         if set_active:
@@ -100,7 +103,7 @@ class AdapterModel(nn.Module):
 
     def add_head(self, name: str, config: HeadConfig, *, overwrite_ok: bool = False) -> None:
         """Add a head and make it the default head. Raises AdapterError."""
-        self._check_free(name, self.parts.head_configs, "head", overwrite_ok)
+        self._check_free(name, "heads", overwrite_ok)
         self.parts.add_head(name, config, self.backbone)
         self._planner.forget()
         self._active_head = name
@@ -114,6 +117,7 @@ class AdapterModel(nn.Module):
         *,
         id2label: Mapping[int, str] | None = None,
         pooling: str | None = None,
+        dropout: float | None = None,
         overwrite_ok: bool = False,
     ) -> None:
         """Add a head with one answer a row: logits (B, num_labels)."""
@@ -123,13 +127,19 @@ class AdapterModel(nn.Module):
             layers=layers,
             activation=activation_function,
             pooling=pooling or self.default_pooling,
-            dropout=self._dropout,
+            dropout=self._dropout if dropout is None else dropout,
             labels=labels_of(id2label),
         )
         self.add_head(name, config, overwrite_ok=overwrite_ok)
 
     def add_regression_head(
-        self, name: str, layers: int = 2, *, pooling: str | None = None, overwrite_ok: bool = False
+        self,
+        name: str,
+        layers: int = 2,
+        *,
+        pooling: str | None = None,
+        dropout: float | None = None,
+        overwrite_ok: bool = False,
     ) -> None:
         """Add a head with one number a row: logits (B, 1)."""
         config = HeadConfig(
@@ -137,7 +147,7 @@ class AdapterModel(nn.Module):
             num_outputs=1,
             layers=layers,
             pooling=pooling or self.default_pooling,
-            dropout=self._dropout,
+            dropout=self._dropout if dropout is None else dropout,
         )
         self.add_head(name, config, overwrite_ok=overwrite_ok)
 
@@ -149,6 +159,7 @@ class AdapterModel(nn.Module):
         activation_function: str = "tanh",
         *,
         id2label: Mapping[int, str] | None = None,
+        dropout: float | None = None,
         overwrite_ok: bool = False,
     ) -> None:
         """Add a head with one answer a token: logits (B, T, num_labels)."""
@@ -158,7 +169,7 @@ class AdapterModel(nn.Module):
             layers=layers,
             activation=activation_function,
             pooling="none",
-            dropout=self._dropout,
+            dropout=self._dropout if dropout is None else dropout,
             labels=labels_of(id2label),
         )
         self.add_head(name, config, overwrite_ok=overwrite_ok)
@@ -166,10 +177,9 @@ class AdapterModel(nn.Module):
     def delete_adapter(self, name: str) -> None:
         """Remove an adapter. Raises AdapterError while a fusion or the active setup uses it."""
         self.parts.need_adapter(name)
-        users = [key for key, record in self.parts.fusion_records.items() if name in leaves(record.tree)]
-        users += ["the active setup"] if name in leaves(self._active) else []
-        if users:
-            raise AdapterError(f"adapter {name!r} is used by {', '.join(users)}; remove or change that first")
+        self._check_unfused(name)
+        if name in leaves(self._active):
+            raise AdapterError(f"adapter {name!r} is used by the active setup {show(self._active)}; change that first")
         self.parts.remove("adapters", name)
         self._planner.forget()
 
@@ -191,12 +201,21 @@ class AdapterModel(nn.Module):
         self._planner.forget()
         self._active_head = None if self._active_head == name else self._active_head
 
-    @staticmethod
-    def _check_free(name: str, taken: Mapping[str, object], kind: str, overwrite_ok: bool) -> None:
-        for part in name.split(","):  # a fusion without a name of its own is called like its members: "a,b"
-            check_name(part)
-        if name in taken and not overwrite_ok:
-            raise AdapterError(f"{kind} {name!r} is already there; choose another name, or pass overwrite_ok=True")
+    def _check_free(self, name: str, table: str, overwrite_ok: bool) -> None:
+        check_part_name(name, table)
+        if name in self.parts.records(table) and not overwrite_ok:
+            raise AdapterError(
+                f"{table[:-1]} {name!r} is already there; choose another name, or pass overwrite_ok=True"
+            )
+        if table == "adapters":
+            self._check_unfused(name)
+
+    def _check_unfused(self, name: str) -> None:
+        users = [key for key, record in self.parts.fusion_records.items() if name in leaves(record.tree)]
+        if users:
+            raise AdapterError(
+                f"adapter {name!r} is a member of fusion {', '.join(map(repr, users))}; delete that first"
+            )
 
     # -- defaults and training ----------------------------------------------------------------------------------------
 
@@ -231,20 +250,24 @@ class AdapterModel(nn.Module):
 
     def train_adapter(self, setup: Setup) -> None:
         """Train the adapters of a composition and its head, freeze everything else, and make the composition active."""
-        self.set_active_adapters(setup)
-        self._train([("adapters", name) for name in dict.fromkeys(leaves(self._active))])
+        tree = as_composition(setup)
+        self._train(tree, [("adapters", name) for name in dict.fromkeys(leaves(tree))])
 
     def train_adapter_fusion(self, setup: Setup, unfreeze_adapters: bool = False) -> None:
-        """Train the fusions of a composition and its head; the members stay frozen unless told otherwise."""
-        tree = as_composition(setup)
-        self.set_active_adapters(tree if fusions(tree) else as_fuse(tree))
-        chosen = [("fusions", fuse.name) for fuse in fusions(self._active)]
+        """Train the fusions of a composition (or of a list of names) and its head; the members stay frozen unless told
+        otherwise."""
+        listed = isinstance(setup, list | tuple) or (isinstance(setup, str) and "(" not in setup)
+        tree = as_fuse(setup) if listed else as_composition(setup)
+        tree = tree if fusions(tree) else as_fuse(tree)
+        chosen = [("fusions", fuse.name) for fuse in fusions(tree)]
         if unfreeze_adapters:
-            chosen += [("adapters", name) for name in dict.fromkeys(leaves(self._active))]
-        self._train(chosen)
+            chosen += [("adapters", name) for name in dict.fromkeys(leaves(tree))]
+        self._train(tree, chosen)
 
-    def _train(self, chosen: list[tuple[str, str]]) -> None:
-        head = head_of(self._active, list(self.parts.head_configs), self._active_head)
+    def _train(self, tree: Composition, chosen: list[tuple[str, str]]) -> None:
+        self.parts.check(tree)
+        head = head_of(tree, list(self.parts.head_configs), self._active_head)
+        self.set_active_adapters(tree)
         self.parts.train_only([*chosen, *([("heads", head)] if head else [])])
         self.train()
 
@@ -270,10 +293,11 @@ class AdapterModel(nn.Module):
     ) -> Any:
         """Run the base under a route, and the heads of its rows.
 
-        adapters: a composition for the whole batch, or a list with one per row (each a name, expression, block or None);
-        left out, the active setup; None, no adapter. head: a head for all rows or one per row; "none" for the base's own
-        output. extra: further arguments of the base's forward. Tensors are (B, T) ids and masks, labels (B,) or (B, T).
-        Returns an AdapterOutput, or the base's own output where no head answers. Parallel makes N·B rows of B.
+        adapters: a composition for the whole batch, or a list with one per row (each a name, expression, block or
+        None); left out, the active setup; None, no adapter. head: a head for all rows or one per row; "none" for the
+        base's own output. extra: further arguments of the base's forward. Tensors are (B, T) ids and masks, labels (B,)
+        or (B, T). Returns an AdapterOutput, or the base's own output where no head answers. Parallel makes N·B rows.
+        Raises AdapterError (an input the base does not take, no head meant), CompositionError (rows do not fit).
         """
         tensors = {
             "input_ids": input_ids,
@@ -287,19 +311,26 @@ class AdapterModel(nn.Module):
             "labels": labels,
         }
         given = {key: value for key, value in tensors.items() if value is not None}
-        if not given.keys() - {"labels"}:
-            raise AdapterError("forward needs inputs: input_ids, inputs_embeds or pixel_values")
-        plan = self._plan(adapters, head, next(iter(given.values())).shape[0])
-        given = plan.repeat(given)
+        rows = next((given[key].shape[0] for key in _ROWS if key in given), None)
+        if rows is None:
+            raise AdapterError(f"forward needs inputs: one of {', '.join(_ROWS)}")
+        plan = self._plan(adapters, head, rows)
         options = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        wanted = {key: value for key, value in options.items() if value is not None} | dict(extra or {})
-        return self._run(plan, given, wanted)
+        wanted = {key: value for key, value in options.items() if value is not None}
+        for key, value in (extra or {}).items():
+            if key in tensors or key in options:
+                raise AdapterError(f"extra holds {key!r}, which is an argument of its own")
+            if plan.sources is not None and isinstance(value, Tensor):
+                raise AdapterError(f"extra holds the tensor {key!r}, whose rows Parallel cannot repeat")
+            wanted[key] = value
+        return self._run(plan, plan.repeat(given), wanted)
 
     def _run(self, plan: Plan, inputs: dict[str, Tensor], options: dict[str, Any]) -> Any:
+        labels = inputs.pop("labels", None) if plan.heads is not None else None
+        self.backbone.check_inputs([*inputs, *options], trunk_only=plan.heads is not None)
         with self.backbone.runtime.running(plan.route):
             if plan.heads is None:
                 return self.base(**inputs, **options)
-            labels = inputs.pop("labels", None)
             output, mask = self.backbone.run_trunk(inputs, options)
         result = answer(plan.heads, self.parts.head, output[0], mask, labels)
         for key in ("hidden_states", "attentions"):
@@ -326,9 +357,8 @@ class AdapterModel(nn.Module):
         """
         given = inputs if inputs is not None else options.get("input_ids", options.get("inputs_embeds"))
         if not hasattr(self.base, "generate") or not self.base.can_generate() or given is None:
-            raise AdapterError(
-                f"generate needs inputs and a base with a language-modelling head; this one is {type(self.base).__name__}"
-            )
+            kind = type(self.base).__name__
+            raise AdapterError(f"generate needs inputs and a base with a language-modelling head; this one is {kind}")
         plan = self._plan(adapters, NO_HEAD, given.shape[0])
         if plan.sources is not None:
             raise AdapterError("generate cannot repeat rows for Parallel; call it once per branch")
@@ -362,7 +392,7 @@ class AdapterModel(nn.Module):
 
         Raises Conflict for another base, PackageError for tensors that do not fit, AdapterError for a name in use.
         """
-        name = install(self.parts, self.backbone, package, check_name(name or package.manifest.name), with_head)
+        name = install(self.parts, self.backbone, package, name or package.manifest.name, with_head)
         self._planner.forget()
         return name
 
@@ -378,15 +408,16 @@ class AdapterModel(nn.Module):
         """Read a package folder, install it, and return its name here."""
         name = self.install(read(Path(folder)), load_as, with_head=with_head)
         if set_active:
-            self.set_active_adapters(name)
+            record = self.parts.fusion_records.get(name)
+            self.set_active_adapters(record.tree if record and name not in self.parts.adapter_configs else name)
         return name
 
     load_adapter_fusion = load_head = load_adapter
 
     def save_all_adapters(self, folder: str | Path) -> None:
-        """Write every adapter, each into a sub-folder of its name."""
+        """Write every adapter, each into a sub-folder of its name (with "/" written "%2F")."""
         for name in self.parts.adapter_configs:
-            self.save_adapter(Path(folder) / name, name)
+            self.save_adapter(Path(folder) / quote(name, safe="@"), name)
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """Adapters, fusions and heads only: what a checkpoint must hold. The base is where it came from."""
@@ -401,8 +432,15 @@ class AdapterModel(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The base's configuration."""
-        return self.base.config
+        """The base's configuration; where a head answers by default, a copy with its labels."""
+        head = self._answering
+        return self.base.config if head is None else labelled(self.base.config, self.parts.head_configs[head])
+
+    @property
+    def _answering(self) -> str | None:
+        """The head of calls that name neither adapters nor head, or None."""
+        named = top(self._active)
+        return named if named in self.parts.head_configs else self._active_head
 
     @property
     def device(self) -> torch.device:
@@ -416,16 +454,23 @@ class AdapterModel(nn.Module):
 
     @property
     def default_pooling(self) -> str:
-        """What stands for a row: the first token where tokens see each other, the last where they see only backwards."""
+        """What stands for a row: the first token where tokens see each other, the last where they see only back."""
         return "last" if self.backbone.family.causal else "first"
 
     @property
     def _dropout(self) -> float:
         return float(getattr(self.config, "hidden_dropout_prob", None) or getattr(self.config, "dropout", None) or 0.0)
 
+    def adapter_to(self, name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Move an adapter. Rarely needed: it is made on the device and in the dtype of the layers it sits in."""
+        self.parts.need_adapter(name)
+        self.parts.origins.pop(name, None)
+        for module in self.parts.modules_of("adapters", name).values():
+            module.to(device=device, dtype=dtype)
+
     def adapter_summary(self) -> Summary:
         """Names, methods, parameter counts and what is active or trains; printable, with `rows` for a machine."""
-        return summarise(self.parts, self.backbone, self._active)
+        return summarise(self.parts, self.backbone, self._active, self._answering)
 
 
 class AutoAdapterModel:
@@ -433,15 +478,8 @@ class AutoAdapterModel:
 
     @staticmethod
     def from_pretrained(name: str | Path, **options: Any) -> AdapterModel:
-        """Load a bare trunk by id, folder or `minilm`; `options` are those of transformers' AutoModel. BackboneError."""
+        """Load a bare trunk by id, folder or `minilm`; `options` are those of transformers' AutoModel.
+
+        Raises BackboneError where nothing can be loaded, or its sites are not known.
+        """
         return AdapterModel(load_model(name, **options))
-
-
-def labels_of(id2label: Mapping[int, str] | None) -> tuple[str, ...]:
-    """Label names in the order of their ids. Raises AdapterError unless the ids are 0, 1, 2, ..."""
-    if id2label is None:
-        return ()
-    by_id = {int(key): str(value) for key, value in id2label.items()}
-    if sorted(by_id) != list(range(len(by_id))):
-        raise AdapterError(f"id2label {dict(id2label)} must number its labels 0 to {len(by_id) - 1}")
-    return tuple(by_id[number] for number in range(len(by_id)))

@@ -1,7 +1,7 @@
 """Between the parts of a model and packages: what is written down, and what is checked before anything is added.
 
-A package holds every tensor of what it names and nothing else. Reading it back, every tensor must be consumed, every site
-filled and every shape right; the base must be the one it was trained on. Adds all of it or nothing.
+A package holds every tensor of what it names and nothing else. Reading it back, every tensor must be consumed, every
+site filled and every shape right; the base must be the one it was trained on. Adds all of it or nothing.
 """
 
 import importlib.metadata
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from graftwork.compose.grammar import as_composition
 from graftwork.compose.parts import Parts
-from graftwork.compose.tree import Fuse, leaves, show
+from graftwork.compose.tree import Fuse, check_name, leaves, show
 from graftwork.core.backbone import Backbone
 from graftwork.core.fusion import FusionConfig
 from graftwork.core.heads import HeadConfig
@@ -114,27 +114,18 @@ def install(
     Raises Conflict (another base, other members), PackageError (tensors that do not fit), AdapterError (name in use).
     """
     manifest = package.manifest
+    table = "heads" if manifest.role == "head" else "fusions" if manifest.fusion else "adapters"
+    check_part_name(name, table)
     _check_base(manifest, backbone, name)
     fuse = _local_fuse(manifest, parts, backbone, name, fuse) if manifest.fusion else None
-    table = "heads" if manifest.role == "head" else "fusions" if fuse else "adapters"
     name = fuse.name if fuse else name
     with_head = (with_head or table == "heads") and manifest.head is not None
-    records: dict[str, Mapping[str, object]] = {
-        "adapters": parts.adapter_configs,
-        "fusions": parts.fusion_records,
-        "heads": parts.head_configs,
-    }
     wanted = [*([table] if table != "heads" else []), *(["heads"] if with_head else [])]
     for one in wanted:
-        if name in records[one]:
+        if name in parts.records(one):
             raise AdapterError(f"{one[:-1]} {name!r} is already there; install the package under another name")
     try:
-        if fuse is not None and manifest.fusion is not None:
-            parts.add_fusion(fuse, FusionConfig(**manifest.fusion.config), backbone)  # type: ignore[arg-type]
-        elif manifest.method is not None:
-            parts.add_adapter(name, read_config(manifest.method), backbone)
-        if with_head and manifest.head is not None:
-            parts.add_head(name, HeadConfig(**manifest.head.model_dump()), backbone)
+        _add(parts, backbone, manifest, name, fuse, with_head)
         _check_sites(manifest, parts, table, name)
         _fill(parts, wanted, name, package)
     except BaseException:
@@ -144,6 +135,37 @@ def install(
     if table == "adapters":
         parts.origins[name] = package.digest
     return name
+
+
+def check_part_name(name: str, table: str) -> str:
+    """Return the name of a part, or raise CompositionError. A fusion without a name of its own is called like its
+    members, "a,b", and so is its head; an adapter's name has no comma."""
+    for one in name.split(",") if isinstance(name, str) and table != "adapters" else [name]:
+        check_name(one)
+    return name
+
+
+def _add(parts: Parts, backbone: Backbone, manifest: Manifest, name: str, fuse: Fuse | None, with_head: bool) -> None:
+    """Build what the manifest describes. What comes from a package is trained: it is frozen until somebody says so."""
+    try:
+        fusion = FusionConfig(**manifest.fusion.config) if manifest.fusion else None  # type: ignore[arg-type]
+        method = read_config(manifest.method) if manifest.method is not None else None
+        head = HeadConfig(**manifest.head.model_dump()) if manifest.head else None
+    except (AdapterError, TypeError) as error:
+        raise PackageError(f"package {name!r} asks for what this version cannot build: {error}") from error
+    made = []
+    if fuse is not None and fusion is not None:
+        parts.add_fusion(fuse, fusion, backbone)
+        made.append("fusions")
+    elif method is not None:
+        parts.add_adapter(name, method, backbone)
+        made.append("adapters")
+    if with_head and head is not None:
+        parts.add_head(name, head, backbone)
+        made.append("heads")
+    for table in made:
+        for module in parts.modules_of(table, name).values():
+            module.requires_grad_(False)
 
 
 def _check_base(manifest: Manifest, backbone: Backbone, name: str) -> None:
@@ -170,7 +192,9 @@ def _local_fuse(manifest: Manifest, parts: Parts, backbone: Backbone, name: str,
         raise Conflict(f"fusion {name!r} has {len(members)} members, {show(fuse)} names {len(local)}")
     for here, member in zip(local, members, strict=True):
         parts.need_adapter(here)
-        if member_digest(parts, backbone, here) != member.digest:
+        # a member that was trained beside the fusion is listed by what it is on its own, without its head
+        alone = pack(parts, backbone, here, False, Provenance()).digest
+        if member.digest not in (alone, member_digest(parts, backbone, here)):
             raise Conflict(
                 f"fusion {name!r} was trained over {member.name!r} with digest {member.digest[:12]}, but {here!r} here "
                 "is another adapter; install the member packages that it names"

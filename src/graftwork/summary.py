@@ -42,10 +42,14 @@ def _mark(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def summarise(parts: Parts, backbone: Backbone, active: Composition) -> Summary:
-    """Count every part of a model."""
+def summarise(parts: Parts, backbone: Backbone, active: Composition, head: str | None) -> Summary:
+    """Count every part of a model; `active` and `head` are what answers by default."""
     base = sum(parameter.numel() for parameter in backbone.model.parameters())
-    in_use = {"adapters": set(leaves(active)), "fusions": {fuse.name for fuse in fusions(active)}, "heads": set[str]()}
+    in_use: dict[str, set[str | None]] = {
+        "adapters": set(leaves(active)),
+        "fusions": {fuse.name for fuse in fusions(active)},
+        "heads": {head},
+    }
     kinds = {
         "adapters": {name: config.kind for name, config in parts.adapter_configs.items()},
         "fusions": {name: record.composition for name, record in parts.fusion_records.items()},

@@ -100,14 +100,14 @@ class Parts(nn.Module):
         getattr(self, table).pop(_key(name)) if _key(name) in getattr(self, table) else None
         for key in [key for key in self._sites if key[:2] == (table, name)]:
             del self._sites[key]
-        records: dict[str, dict[str, Any]] = {
-            "adapters": cast(dict[str, Any], self.adapter_configs),
-            "fusions": cast(dict[str, Any], self.fusion_records),
-            "heads": cast(dict[str, Any], self.head_configs),
-        }
-        records[table].pop(name, None)
+        self.records(table).pop(name, None)
         if table == "adapters":
             self.origins.pop(name, None)
+
+    def records(self, table: str) -> dict[str, Any]:
+        """Name -> configuration of every part in "adapters", "fusions" or "heads"."""
+        tables = {"adapters": self.adapter_configs, "fusions": self.fusion_records, "heads": self.head_configs}
+        return cast(dict[str, Any], tables[table])
 
     def adapter(self, name: str, site: int) -> Adapter | None:
         """The module of an adapter at a site, None where it has none there. Raises AdapterError for an unknown name."""
@@ -168,6 +168,14 @@ class Parts(nn.Module):
             getattr(self, table)[_key(name)].requires_grad_(True)
             if table == "adapters":
                 self.origins.pop(name, None)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; an adapter whose weights change is no longer that of the package it came from."""
+        for name in list(self.origins):
+            own = self.adapters[_key(name)].state_dict(prefix=f"adapters.{_key(name)}.")
+            if any(key in state_dict and not torch.equal(state_dict[key].to(t), t) for key, t in own.items()):
+                del self.origins[name]
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def fusion_penalty(self, used: Sequence[Composition]) -> Tensor | None:
         """The summed regulariser of those fusions in use that are being trained, or None."""

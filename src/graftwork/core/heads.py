@@ -4,7 +4,10 @@ The layout is AdapterHub's: dropout, linear, activation, ..., dropout, linear. A
 its labels' meaning (tasks do that), nor where the hidden states come from.
 """
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +98,26 @@ def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     positions = torch.arange(mask.shape[1], device=mask.device)
     last = (mask.long() * positions).argmax(dim=1)  # works for padding on either side
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+
+
+def labels_of(id2label: Mapping[int, str] | None) -> tuple[str, ...]:
+    """Label names in the order of their ids. Raises AdapterError unless the ids are 0, 1, 2, ..."""
+    if id2label is None:
+        return ()
+    by_id = {int(key): str(value) for key, value in id2label.items()}
+    if sorted(by_id) != list(range(len(by_id))):
+        raise AdapterError(f"id2label {dict(id2label)} must number its labels 0 to {len(by_id) - 1}")
+    return tuple(by_id[number] for number in range(len(by_id)))
+
+
+def labelled(config: Any, head: HeadConfig) -> Any:
+    """A copy of a transformers configuration with the head's labels, where transformers' pipelines look for them."""
+    own = copy.copy(config)
+    names = head.labels or [f"LABEL_{number}" for number in range(head.num_outputs)]
+    own.id2label = dict(enumerate(names))
+    own.label2id = {name: number for number, name in enumerate(names)}
+    own.problem_type = "regression" if head.kind == "regression" else None
+    return own
 
 
 def _linear(width: int, outputs: int) -> nn.Linear:
