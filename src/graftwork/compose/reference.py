@@ -4,8 +4,8 @@
     Average(a, b; w):  Δ = Σ wᵢ aᵢ(read(0)),  Σ wᵢ = 1
     Fuse(a, b, c):     Δ = V·Σ αᵢ uᵢ,  αᵢ = softmaxᵢ(q(h)·k(uᵢ)),  uᵢ = the change of member i alone
 
-It is the oracle of every other executor, and what training uses. A composition bound to one site is a `Node`: called with
-a reading and the change so far, it returns its own change, exactly as an adapter does. Members that have no module at a
+The oracle of every other executor, and what training uses. A composition bound to one site is a `Node`: called with a
+reading and the change so far, it returns its own change, exactly as an adapter does. Members that have no module at a
 site are left out of it; routing blocks never arrive here (`route.py` lowers them).
 """
 
@@ -72,11 +72,12 @@ class _Fuse:
     last: Adapter  # its flags say what the query reads, and where the result is written
 
     def __call__(self, reading: Reading, delta: Delta) -> Delta:
+        config, last = self.fusion.config, self.last
         changes = [_alone(member, reading, delta) for member in self.members]
-        before_norm = self.fusion.config.query_before_ln
-        query = reading.hidden(delta) if before_norm else self.last.read(reading, delta)
-        fused = self.fusion(query, changes, self.last.carried(reading, delta))
-        return self.last.settle(reading, delta, fused)
+        before_norm = config.query_before_ln and not last.config.is_parallel  # a parallel adapter reads no norm
+        query = reading.hidden(delta) if before_norm else last.read(reading, delta)
+        residual = last.carried(reading, delta) if config.residual_before else None
+        return last.settle(reading, delta, self.fusion(query, changes, residual))
 
 
 def _alone(member: Node | Adapter, reading: Reading, delta: Delta) -> Tensor:
@@ -102,9 +103,11 @@ def bind(tree: Composition, site: int, modules: Modules) -> Node | None:
     if isinstance(tree, Average):
         return _Average([(share, node) for share, node in zip(tree.shares, members, strict=True) if node is not None])
     if isinstance(tree, Fuse):
-        fusion = modules.fusion(tree.name, site)
-        last = _last(tree, site, modules)
-        return None if fusion is None or last is None else _Fuse(fusion, present, last)
+        fusion, last = modules.fusion(tree.name, site), _last(tree, site, modules)
+        # a fusion is trained over all of its members: where one is missing it has no meaning
+        if fusion is None or last is None or len(present) < len(members):
+            return None
+        return _Fuse(fusion, present, last)
     raise RoutingError(f"{show(tree)} is routing and cannot be executed at a site; it must be lowered first")
 
 

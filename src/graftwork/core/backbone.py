@@ -54,7 +54,7 @@ class Backbone:
             parameter.requires_grad_(False)
 
     def _attach(self, site: Site, row: Sublayer, modules: Mapping[str, nn.Module]) -> None:
-        hook = SiteHook(site.index, self.runtime, modules.get("norm"), row.argument)
+        hook = SiteHook(site, self.runtime, modules.get("norm"), row.argument)
         modules["residual"].register_forward_pre_hook(hook.catch, with_kwargs=True)
         modules["output"].register_forward_hook(hook.change)
         if "norm" in modules:

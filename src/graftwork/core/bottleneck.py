@@ -1,4 +1,4 @@
-"""The bottleneck adapter (Houlsby et al. 2019, §2.1; Pfeiffer et al. 2021, §3.1; He et al. 2022, §3; Steitz & Roth 2024).
+"""The bottleneck adapter (Houlsby et al. 2019; Pfeiffer et al. 2021; He et al. 2022; Steitz & Roth 2024, AdapterPlus).
 
     u = scale · up(f(down(x)))           down: D -> M, up: M -> D;  2·D·M + M + D parameters
 
@@ -26,6 +26,11 @@ from graftwork.core.site import Delta, Reading, Site
 from graftwork.errors import AdapterError
 
 INITS = ("bert", "mam_adapter", "houlsby", "adapter_bert")
+ACTIVATIONS = tuple(sorted({*ACT2FN, "leakyrelu", "swish"}))
+_SWITCHES = (
+    *("mh_adapter", "output_adapter", "cross_adapter", "original_ln_before", "original_ln_after"),
+    *("ln_before", "ln_after", "is_parallel", "use_gating", "adapter_residual_before_ln"),
+)
 _LOCATION = {"attn": "mh_adapter", "ffn": "output_adapter", "cross": "cross_adapter"}  # site kind -> its flag
 
 
@@ -62,42 +67,44 @@ class BottleneckConfig:
     kind: ClassVar[str] = "bottleneck"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "leave_out", tuple(self.leave_out))
+        if isinstance(self.leave_out, list):
+            object.__setattr__(self, "leave_out", tuple(self.leave_out))
         if isinstance(self.reduction_factor, Mapping):
             object.__setattr__(self, "reduction_factor", {str(k): v for k, v in self.reduction_factor.items()})
-        problems = list(self._problems())
+        problems = self._problems()
         if problems:
             raise AdapterError("bottleneck adapter: " + "; ".join(problems))
 
     def _problems(self) -> list[str]:
-        factors = (
-            self.reduction_factor.values() if isinstance(self.reduction_factor, Mapping) else [self.reduction_factor]
-        )
-        activations = {*ACT2FN, "leakyrelu", "swish"}
-        scalings = "a finite number, 'learned' or 'channel'"
+        kinds = (self.mh_adapter, self.output_adapter, self.cross_adapter)
         checks = (
-            (any([self.mh_adapter, self.output_adapter, self.cross_adapter]), "needs one of mh_adapter, output_adapter, "
-             "cross_adapter"),
-            (all(_is_number(factor) and factor > 0 for factor in factors), f"reduction_factor {self.reduction_factor!r} "
-             "must be a positive number, or a mapping of layer number to one"),
-            (str(self.non_linearity).lower() in activations, f"non_linearity {self.non_linearity!r} is unknown; there are "
-             f"{', '.join(sorted(activations))}"),
+            (any(kinds), "needs one of mh_adapter, output_adapter, cross_adapter"),
+            (_are_factors(self.reduction_factor), f"reduction_factor {self.reduction_factor!r} must be a positive "
+             "number, or a mapping of layer number (or 'default') to one"),
+            (str(self.non_linearity).lower() in ACTIVATIONS, f"non_linearity {self.non_linearity!r} is unknown; there "
+             f"are {', '.join(ACTIVATIONS)}"),
             (self.init_weights in INITS, f"init_weights {self.init_weights!r} is not one of {', '.join(INITS)}"),
-            (self.scaling in ("learned", "channel") or _is_number(self.scaling), f"scaling {self.scaling!r} must be "
-             f"{scalings}"),
-            (self.residual_before_ln in (True, False, "post_add"), f"residual_before_ln {self.residual_before_ln!r} must "
-             "be true, false or 'post_add'"),
+            (self.init_weights_seed is None or _is_count(self.init_weights_seed, 2**32), f"init_weights_seed "
+             f"{self.init_weights_seed!r} must be none or a whole number from 0 to 2**32 - 1"),
+            (self.scaling in ("learned", "channel") or _is_number(self.scaling), f"scaling {self.scaling!r} must be a "
+             "finite number, 'learned' or 'channel'"),
+            (isinstance(self.residual_before_ln, bool) or self.residual_before_ln == "post_add", "residual_before_ln "
+             f"{self.residual_before_ln!r} must be true, false or 'post_add'"),
             (self.residual_before_ln != "post_add" or self.original_ln_before, "residual_before_ln 'post_add' needs "
              "original_ln_before: the sum is the one that the norm would read"),
-            (_is_share(self.dropout), f"dropout {self.dropout!r} must be in [0, 1)"),
-            (_is_share(self.stochastic_depth), f"stochastic_depth {self.stochastic_depth!r} must be in [0, 1)"),
-            (not (self.is_parallel and self.stochastic_depth), "stochastic_depth has no meaning for a parallel adapter"),
-            (all(isinstance(n, int) and n >= 0 for n in self.leave_out), f"leave_out {self.leave_out} must be layer numbers"),
+            (is_share(self.dropout), f"dropout {self.dropout!r} must be in [0, 1)"),
+            (is_share(self.stochastic_depth), f"stochastic_depth {self.stochastic_depth!r} must be in [0, 1)"),
+            (not (self.is_parallel and self.stochastic_depth), "stochastic_depth has no meaning for a parallel "
+             "adapter"),
+            (isinstance(self.leave_out, tuple) and all(_is_count(n) for n in self.leave_out), f"leave_out "
+             f"{self.leave_out!r} must be a list of layer numbers"),
         )  # fmt: skip
-        return [problem for fine, problem in checks if not fine]
+        switches = ((name, getattr(self, name)) for name in _SWITCHES)
+        wrong = [f"{name} {value!r} must be true or false" for name, value in switches if not isinstance(value, bool)]
+        return wrong + [problem for fine, problem in checks if not fine]
 
     def width(self, site: Site) -> int:
-        """M = floor(D / reduction factor), at least 1. Raises AdapterError where a mapping has no entry for the layer."""
+        """M = floor(D / reduction factor), at least 1. Raises AdapterError where a mapping leaves the layer out."""
         factor = self.reduction_factor
         if isinstance(factor, Mapping):
             if str(site.depth) not in factor and "default" not in factor:
@@ -118,8 +125,20 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+def _is_count(value: object, below: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below
+
+
+def _are_factors(value: object) -> bool:
+    if not isinstance(value, Mapping):
+        return _is_number(value) and value > 0  # type: ignore[operator]
+    layers = all(str(key) == "default" or str(key).isdecimal() for key in value)
+    return layers and all(_is_number(factor) and factor > 0 for factor in value.values())
+
+
+def is_share(value: object) -> bool:
+    """Whether a value is a probability below one: a dropout."""
+    return _is_number(value) and 0 <= value < 1  # type: ignore[operator]
 
 
 def activation(name: str) -> nn.Module:
@@ -131,40 +150,40 @@ def activation(name: str) -> nn.Module:
 
 
 class Bottleneck(nn.Module):
-    """One bottleneck adapter at one site. `stream` numbers the site, so that a seed gives every site its own weights."""
+    """One bottleneck adapter at one site. `stream` numbers the site: a seed gives every site weights of its own."""
 
     def __init__(self, width: int, bottleneck: int, config: BottleneckConfig, stream: int = 0) -> None:
         super().__init__()
         self.config = config
         self.writes_after = not config.original_ln_after
         self.norm_before = nn.LayerNorm(width) if config.ln_before else None
-        self.down = nn.Linear(width, bottleneck)
+        self.down = _linear(width, bottleneck)
         self.activation = activation(config.non_linearity)
-        self.up = nn.Linear(bottleneck, width)
+        self.up = _linear(bottleneck, width)
         self.norm_after = nn.LayerNorm(width) if config.ln_after else None
-        self.gate = nn.Linear(width, 1) if config.use_gating else None
-        self.scale = {"learned": lambda: nn.Parameter(torch.ones(1)), "channel": lambda: nn.Parameter(torch.ones(width))}[
-            str(config.scaling)
-        ]() if isinstance(config.scaling, str) else None  # fmt: skip
+        self.gate = _linear(width, 1) if config.use_gating else None
+        scales = {"learned": 1, "channel": width}.get(str(config.scaling))
+        self.scale = None if scales is None else nn.Parameter(torch.ones(scales))
         self._initialise(stream)
 
     def _initialise(self, stream: int) -> None:
         seed, kind = self.config.init_weights_seed, self.config.init_weights
         # a generator of its own: a seed neither touches the global one nor gives every site the same weights
         generator = None if seed is None else torch.Generator().manual_seed((seed << 16) + stream)
-        linears = [self.down, self.up, *([self.gate] if self.gate is not None and kind == "bert" else [])]
-        for linear in linears:
-            weight = linear.weight
+        for linear in (self.down, self.up):
+            nn.init.zeros_(linear.bias)
             if kind == "bert":
-                nn.init.normal_(weight, std=0.02, generator=generator)
+                nn.init.normal_(linear.weight, std=0.02, generator=generator)
             elif kind != "mam_adapter":
                 std = 1e-2 if kind == "houlsby" else 1e-3
-                nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+                nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
             elif linear is self.down:
-                nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+                nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5), generator=generator)
             else:
-                nn.init.zeros_(weight)
-            nn.init.zeros_(linear.bias)
+                nn.init.zeros_(linear.weight)
+        if self.gate is not None:
+            nn.init.normal_(self.gate.weight, std=0.02, generator=generator)
+            nn.init.zeros_(self.gate.bias)
 
     def read(self, reading: Reading, delta: Delta) -> Tensor:
         """What the adapter sees, (B, T, D): r if parallel, else the stream or the sub-layer's output."""
@@ -174,8 +193,8 @@ class Bottleneck(nn.Module):
 
     def change(self, reading: Reading, delta: Delta) -> Tensor:
         """u, (B, T, D): what the module says, before it is settled into the stream."""
-        x = self.read(reading, delta)
-        x = x.to(self.up.weight.dtype)  # T5 keeps single layers in float32 under a half-precision base
+        # a half-precision base may keep single layers, and so its stream, in float32 (T5)
+        x = self.read(reading, delta).to(self.up.weight.dtype)
         inner = x if self.norm_before is None else self.norm_before(x)
         u: Tensor = self.up(self.activation(self.down(inner)))
         if self.config.stochastic_depth and self.training:
@@ -189,7 +208,7 @@ class Bottleneck(nn.Module):
             u = u * torch.sigmoid(self.gate(x)).mean(dim=1, keepdim=True)  # one scalar a row, (B, 1, 1)
         if self.norm_after is not None:
             if self.config.adapter_residual_before_ln and not self.config.is_parallel:
-                carried = self.carried(reading, delta)
+                carried = self.carried(reading, delta).to(u.dtype)
                 u = self.norm_after(u + carried) - carried
             else:
                 u = self.norm_after(u)
@@ -200,6 +219,7 @@ class Bottleneck(nn.Module):
         carried, anchor = self._carries, "stream" if self.writes_after else "hidden"
         if carried != anchor:
             change = change + (self._term(carried, reading, delta) - self._term(anchor, reading, delta))
+            change = change.to(reading.output.dtype)
         if self.writes_after and reading.norm is not None:
             return Delta(after=change)
         return Delta(before=change)
@@ -223,6 +243,11 @@ class Bottleneck(nn.Module):
         if kind == "hidden":
             return reading.hidden(delta)
         return reading.stream(delta) if kind == "stream" else reading.hidden(delta) + reading.residual
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    # uninitialised: torch's own initialisation would draw from the global generator, whatever the seed
+    return nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
 
 
 def _drop_rows(u: Tensor, probability: float) -> Tensor:

@@ -53,7 +53,10 @@ class _Probe:
 def certify(
     model: PreTrainedModel, inputs: Mapping[str, Any], family: Family | None = None, tolerance: float = 1e-4
 ) -> Certificate:
-    """Check every site of a model on one input. Raises BackboneError that names the first site that is not as described."""
+    """Check every site of a model on one input. Raises BackboneError naming the first site that is not as described.
+
+    The model is frozen, as by any Backbone, and keeps the hooks; they do nothing where no route runs.
+    """
     training = model.training
     model.eval()
     try:

@@ -4,15 +4,16 @@
     Δ  = V · Σ αᵢ uᵢ
 
 V begins as the identity, so an untrained fusion is close to a plain average. During training its distance from the
-identity is a part of the loss: 0.01 · ‖I − V‖²_F summed over the sites.
+identity is a part of the loss: 0.01 · ‖V - I‖²_F summed over the sites. Knows nothing of sites, names or compositions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from graftwork.core.bottleneck import is_share
 from graftwork.errors import AdapterError
 
 
@@ -20,7 +21,9 @@ from graftwork.errors import AdapterError
 class FusionConfig:
     """The choices of AdapterHub's AdapterFusionConfig that change numbers. `dynamic` is the default, `static` has no V.
 
+    residual_before: V and the sum run over uᵢ + residual instead of uᵢ. dropout_prob: dropout on the scores.
     AdapterHub's `temperature` is not offered: it depends on how often the model was called, and was never saved.
+    Raises AdapterError for a value out of range.
     """
 
     key: bool = True
@@ -34,8 +37,15 @@ class FusionConfig:
     dropout_prob: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout_prob < 1:
-            raise AdapterError(f"fusion: dropout_prob {self.dropout_prob!r} must be in [0, 1)")
+        problems = [
+            f"{field.name} {getattr(self, field.name)!r} must be true or false"
+            for field in fields(self)
+            if field.name != "dropout_prob" and not isinstance(getattr(self, field.name), bool)
+        ]
+        if not is_share(self.dropout_prob):
+            problems.append(f"dropout_prob {self.dropout_prob!r} must be in [0, 1)")
+        if problems:
+            raise AdapterError("fusion: " + "; ".join(problems))
 
 
 FUSIONS: dict[str, FusionConfig] = {
@@ -55,9 +65,12 @@ class Fusion(nn.Module):
         self.query = _projection(width) if config.query else None
         self.key = _projection(width) if config.key else None
         self.value = nn.Linear(width, width, bias=False) if config.value else None
-        if self.value is not None and config.value_initialized:
+        if self.value is not None:
             with torch.no_grad():
-                self.value.weight.fill_(1e-6).fill_diagonal_(1.0)
+                if config.value_initialized:
+                    self.value.weight.fill_(1e-6).fill_diagonal_(1.0)
+                else:
+                    self.value.weight.normal_(std=0.02)
 
     def weights(self, x: Tensor, changes: Tensor) -> Tensor:
         """Attention over members: x (B, T, D), changes (B, T, K, D) -> (B, T, K), sums to 1 over K."""
@@ -66,31 +79,32 @@ class Fusion(nn.Module):
         scores = torch.einsum("btd,btkd->btk", query, key)
         return functional.dropout(scores, self.config.dropout_prob, self.training).softmax(dim=-1)
 
-    def forward(self, x: Tensor, changes: list[Tensor], residual: Tensor) -> Tensor:
-        """x: the query's input (B, T, D); changes: K of (B, T, D); residual (B, T, D) -> the fused change (B, T, D)."""
+    def forward(self, x: Tensor, changes: list[Tensor], residual: Tensor | None = None) -> Tensor:
+        """x: the query's input (B, T, D); changes: K of (B, T, D) -> the fused change (B, T, D).
+
+        residual (B, T, D): what the change is added to, for a fusion with `residual_before`.
+        """
         dtype = changes[0].dtype
-        stacked = torch.stack(changes, dim=2).to(self._dtype(dtype))  # (B, T, K, D)
-        weights = self.weights(x.to(stacked.dtype), stacked)
-        values = stacked + residual.unsqueeze(2) if self.config.residual_before else stacked
+        own = next((parameter.dtype for parameter in self.parameters()), dtype)
+        stacked = torch.stack(changes, dim=2).to(own)  # (B, T, K, D)
+        weights = self.weights(x.to(own), stacked)
+        residual = None if residual is None else residual.to(own)
+        values = stacked if residual is None else stacked + residual.unsqueeze(2)
         if self.value is not None and self.config.value_before_softmax:
             values = self.value(values)
         fused = torch.einsum("btk,btkd->btd", weights, values)
         if self.value is not None and not self.config.value_before_softmax:
             fused = self.value(fused)
-        return fused.to(dtype)
+        # with the residual inside, the sum is the new stream itself: the change is its distance from the old one
+        return (fused if residual is None else fused - residual).to(dtype)
 
     def penalty(self) -> Tensor | None:
-        """0.01 · ‖I − V‖²_F, or None where there is no V or no wish for it."""
+        """0.01 · ‖V - I‖²_F, or None where there is no V or no wish for it."""
         if self.value is None or not self.config.regularization:
             return None
         weight = self.value.weight
         eye = torch.eye(weight.shape[0], device=weight.device, dtype=weight.dtype)
         return _PENALTY * (eye - weight).square().sum()
-
-    def _dtype(self, default: torch.dtype) -> torch.dtype:
-        for parameter in self.parameters():
-            return parameter.dtype
-        return default
 
 
 def _projection(width: int) -> nn.Linear:

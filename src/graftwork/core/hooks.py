@@ -4,20 +4,21 @@ Hooks are placed once, when the backbone is made, on submodules *inside* the lay
 (one added later is silently ignored), and transformers records hidden states by hooks on the layers themselves, which a
 hook on a layer could miss. Hooks are bound methods, so `deepcopy` of a model gets hooks of its own, not the original's.
 
-Hooks cannot see the arguments of the outer forward. So a `Runtime` holds the route for the length of exactly one forward:
-set on entry, cleared in `finally`. A second thread waits; a re-entered forward is an error. No thread-locals: autograd may
-recompute a checkpointed layer on another thread, and gets the route back through `checkpoint_contexts`.
+Hooks cannot see the arguments of the outer forward. So a `Runtime` holds the route for the length of exactly one
+forward: set on entry, cleared in `finally`. A second thread waits; a re-entered forward is an error. No thread-locals:
+autograd may recompute a checkpointed layer on another thread, and gets the route back through `checkpoint_contexts`.
+A call of the base itself, past the runtime, must not run beside a routed one: it would run under that one's route.
 """
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 
-from graftwork.core.site import Reading, Route
-from graftwork.errors import RoutingError
+from graftwork.core.site import Reading, Route, Site
+from graftwork.errors import BackboneError, RoutingError
 
 
 class Runtime:
@@ -45,37 +46,39 @@ class Runtime:
                 "Call it again after the outer forward has returned"
             )
         with self._turn:
-            self._owner, self.route = threading.get_ident(), route
+            self._owner = threading.get_ident()
             try:
-                yield
+                with self._holding(route):
+                    yield
             finally:
-                self.route = self._owner = None
-                self.residuals.clear()
-                self.pending.clear()
+                self._owner = None
+
+    @contextmanager
+    def _holding(self, route: Route | None) -> Iterator[None]:
+        before = self.route, self.residuals, self.pending
+        self.route, self.residuals, self.pending = route, {}, {}
+        try:
+            yield
+        finally:
+            self.route, self.residuals, self.pending = before
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """`context_fn` of torch.utils.checkpoint: recompute a layer under the route that its forward had."""
-        return _nothing(), self._again(self.route)
+        return nullcontext(), self._again(self.route)
 
     @contextmanager
     def _again(self, route: Route | None) -> Iterator[None]:
-        if self._owner == threading.get_ident():
-            yield  # backward inside a forward of the same thread (torch.func and friends): the route is in place
-            return
-        with self.running(route):
+        inside = self._owner == threading.get_ident()  # a backward that runs inside a forward, under its own route
+        with self._holding(route) if inside else self.running(route):
             yield
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 class SiteHook:
     """The hooks of one sub-layer site: catch the residual, change the output, change what leaves the norm."""
 
-    def __init__(self, index: int, runtime: Runtime, norm: nn.Module | None, argument: tuple[int, str]) -> None:
-        self.index = index
+    def __init__(self, site: Site, runtime: Runtime, norm: nn.Module | None, argument: tuple[int, str]) -> None:
+        self.site = site
+        self.index = site.index
         self.runtime = runtime
         self.norm = norm
         self.position, self.keyword = argument
@@ -83,15 +86,27 @@ class SiteHook:
     def catch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Forward pre-hook on the module that receives the residual r."""
         if self.runtime.route is not None:
-            at = self.position
-            self.runtime.residuals[self.index] = args[at] if at < len(args) else kwargs[self.keyword]
+            residual = args[self.position] if self.position < len(args) else kwargs.get(self.keyword)
+            if not isinstance(residual, Tensor):
+                raise BackboneError(
+                    f"site {self.site.name}: a {type(module).__name__} was called without the residual as argument "
+                    f"{self.position} or {self.keyword!r}; its family row names the wrong module or argument"
+                )
+            self.runtime.residuals[self.index] = residual
 
     def change(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Forward hook on the last module before the residual add; its output is h₀, (B, T, D)."""
         runtime = self.runtime
         if runtime.route is None:
             return None
-        residual = runtime.residuals.pop(self.index)
+        residual = runtime.residuals.pop(self.index, None)
+        if residual is None or not isinstance(output, Tensor):
+            raise BackboneError(
+                f"site {self.site.name}: a {type(module).__name__} "
+                + ("ran before its residual was seen" if residual is None else "returned more than one tensor")
+                + "; its family row must name the last module before the residual add, and the module that receives "
+                "the residual before that"
+            )
         delta = runtime.route.delta(self.index, Reading(output, residual, self.norm))
         if delta is None:
             return None

@@ -99,21 +99,33 @@ def _from_string(text: str, overrides: dict[str, Any]) -> MethodConfig:
     named = NAMED.get(ALIASES.get(name, name))
     if match is None or named is None:
         near = difflib.get_close_matches(name, [*NAMED, *ALIASES], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise AdapterError(f"adapter configuration {text!r} is unknown{hint} Named configurations: {', '.join(NAMED)} "
-                           f"(aliases {', '.join(ALIASES)}), with flags as in 'seq_bn[reduction_factor=8]'")  # fmt: skip
+        raise AdapterError(
+            f"adapter configuration {text!r} is unknown{f', did you mean {near[0]!r}?' if near else ''}; there are "
+            f"{', '.join(NAMED)} (aliases {', '.join(ALIASES)}), with flags as in 'seq_bn[reduction_factor=8]'"
+        )
     return _changed(named, {**_flags(match.group(2) or "", text), **overrides}, name)
 
 
 def _flags(text: str, whole: str) -> dict[str, Any]:
     flags: dict[str, Any] = {}
-    # a comma inside brackets belongs to the value: leave_out=[0,1], reduction_factor={'0': 8, 'default': 16}
-    for part in re.split(r",(?![^\[{]*[\]}])", text) if text.strip() else ():
+    for part in _parts(text) if text.strip() else ():
         key, equals, value = part.partition("=")
         if not equals or not key.strip() or key.strip() in flags:
             raise AdapterError(f"cannot read {part.strip()!r} in {whole!r}: write each flag once, as key=value")
         flags[key.strip()] = _value(value.strip())
     return flags
+
+
+def _parts(text: str) -> list[str]:
+    """Cut at commas; one inside brackets belongs to the value: leave_out=[0,1], reduction_factor={'0': 8, '1': 4}."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[({") - (character in "])}")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _value(text: str) -> Any:
