@@ -342,9 +342,9 @@ def test_state_dict_is_strict() -> None:
     model = adapted(heads=["a"])
     state = model.state_dict()
     some = {key: value for key, value in state.items() if "heads" not in key}
-    with pytest.raises(RuntimeError, match="Missing key.*heads.=a"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*heads\.=a"):
         model.load_state_dict(some)
-    with pytest.raises(RuntimeError, match="Unexpected key.*stray"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*stray"):
         model.load_state_dict({**state, "parts.stray": torch.ones(1)})
     with pytest.raises(RuntimeError, match="size mismatch"):
         model.load_state_dict({key: value[:1] for key, value in state.items()})

@@ -288,7 +288,7 @@ class AdapterModel(nn.Module):
         output_attentions: bool | None = None,
         *,
         adapters: Setup | Default = Default.ACTIVE,
-        head: str | Sequence[str] | None = None,
+        head: str | Sequence[str | None] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the base under a route, and the heads of its rows.
@@ -342,7 +342,7 @@ class AdapterModel(nn.Module):
                 result["loss"] = result.loss + penalty.to(result.loss)
         return result
 
-    def _plan(self, adapters: Setup | Default, head: str | Sequence[str] | None, batch: int) -> Plan:
+    def _plan(self, adapters: Setup | Default, head: str | Sequence[str | None] | None, batch: int) -> Plan:
         active = isinstance(adapters, Default)
         return self._planner.plan(
             self._active if active else adapters, head, self._active_head if active else None, batch

@@ -1,7 +1,8 @@
 """Which head answers which row, and what a model returns.
 
-The head of a row is the one named by `head=`, else the one named like the top of its Stack, else the fusion's own; a model
-without heads answers with the base's own output. Rows with different heads come back as groups; the loss is their sum.
+The head of a row is the one named by `head=`, else the one named like the top of its Stack, else the fusion's own; a
+model without heads answers with the base's own output. Rows with different heads come back as groups; the loss is their
+sum.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ class HeadGroup:
 class AdapterOutput(ModelOutput):  # type: ignore[misc]
     """What a model with heads returns.
 
-    loss: sum over groups. logits: the logits of all rows when one head answered, else None. hidden_states, attentions: as
+    loss: sum over groups. logits: those of all rows when one head answered, else None. hidden_states, attentions: as
     the base gives them. groups: one `HeadGroup` per head, in order of first row; an attribute, not one of the keys, so
     that Trainer sees only tensors.
     """
@@ -55,7 +56,7 @@ def head_of(tree: Composition, heads: Sequence[str], default: str | None) -> str
     if default is not None or not heads:
         return default
     raise AdapterError(
-        f"which head answers {show(tree)}? None is named {named or 'like it'!r}; say head=... with one of: "
+        f"which head answers {show(tree)}? None is named {repr(named) if named else 'like it'}; say head=... with one of: "
         f"{', '.join(sorted(heads))}, or head='none' for the base's own output"
     )
 
@@ -75,11 +76,12 @@ def answer(
     for name, members in by_head.items():
         rows = torch.tensor(members, device=hidden.device)
         some = len(by_head) > 1
-        logits = head(name)(hidden[rows] if some else hidden, mask[rows] if some and mask is not None else mask)
+        own_mask = mask[rows.to(mask.device)] if some and mask is not None else mask
+        logits = head(name)(hidden[rows] if some else hidden, own_mask)
         loss = None
         if labels is not None:
-            chosen = labels.to(logits.device)
-            loss = head(name).loss(logits, chosen[rows] if some else chosen)
+            chosen = (labels[rows.to(labels.device)] if some else labels).to(logits.device)
+            loss = head(name).loss(logits, chosen)
         groups.append(HeadGroup(name, rows, logits, loss))
     losses = [group.loss for group in groups if group.loss is not None]
     output = AdapterOutput(

@@ -16,7 +16,7 @@ from graftwork.compose.answer import head_of
 from graftwork.compose.grammar import as_composition
 from graftwork.compose.parts import Parts
 from graftwork.compose.reference import program
-from graftwork.compose.route import BatchRoute, Lane, Program, lanes_of, route
+from graftwork.compose.route import BatchRoute, Program, lanes_of, lanes_of_rows, route
 from graftwork.compose.tree import BatchSplit, Composition, Parallel, has, show
 from graftwork.errors import AdapterError, CompositionError
 
@@ -70,7 +70,7 @@ class Planner:
         self._plans.clear()
         self._programs.clear()
 
-    def plan(self, setup: Any, head: str | Sequence[str] | None, default_head: str | None, batch: int) -> Plan:
+    def plan(self, setup: Any, head: str | Sequence[str | None] | None, default_head: str | None, batch: int) -> Plan:
         """The plan of a call: `setup` a composition, or a list with one per row.
 
         Raises CompositionError or AdapterError for what does not fit the batch or is not there.
@@ -93,7 +93,7 @@ class Planner:
         self,
         trees: tuple[Composition, ...],
         per_row: bool,
-        head: str | tuple[str, ...] | None,
+        head: str | tuple[str | None, ...] | None,
         default_head: str | None,
         batch: int,
     ) -> Plan:
@@ -106,7 +106,7 @@ class Planner:
         if whole:
             lanes = None
         elif per_row:
-            lanes = _ordered([lanes_of(tree, 1) for tree in trees])
+            lanes = lanes_of_rows(trees)
         else:
             lanes = lanes_of(trees[0], batch)
         ran = tuple(tree for _, tree in lanes) if lanes is not None else (distinct[0],) * batch
@@ -124,7 +124,7 @@ class Planner:
         self,
         ran: Sequence[Composition],
         sources: Sequence[int],
-        head: str | tuple[str, ...] | None,
+        head: str | tuple[str | None, ...] | None,
         default_head: str | None,
         batch: int,
     ) -> tuple[str, ...] | None:
@@ -149,9 +149,3 @@ class Planner:
                 f"rows {rows} ({listed}) have no head while others of the batch have one; ask for them apart"
             )
         return tuple(answered)
-
-
-def _ordered(rows: Sequence[list[Lane]]) -> list[Lane]:
-    """Branch by branch, in each the rows in order; rows with fewer branches are left out of the later ones."""
-    depth = max(len(lanes) for lanes in rows)
-    return [(row, lanes[at][1]) for at in range(depth) for row, lanes in enumerate(rows) if at < len(lanes)]
