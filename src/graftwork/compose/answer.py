@@ -68,7 +68,7 @@ def answer(
     mask: Tensor | None,
     labels: Tensor | None,
 ) -> AdapterOutput:
-    """Run each row's head: `heads` one name per row of hidden (B, T, D), mask (B, T) or None, labels (B,) or (B, T)."""
+    """Run each row's head: one name in `heads` per row of hidden (B, T, D); mask (B, T), labels (B,) or (B, T)."""
     by_head: dict[str, list[int]] = {}
     for row, name in enumerate(heads):
         by_head.setdefault(name, []).append(row)

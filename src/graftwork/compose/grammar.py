@@ -8,8 +8,9 @@
 
 import re
 from functools import lru_cache
+from typing import NoReturn
 
-from graftwork.compose.tree import BLOCKS, NONE, Block, Composition, Fuse, Stack, check_name
+from graftwork.compose.tree import BLOCKS, DEEPEST, NAME, NONE, Block, Composition, Fuse, Stack
 from graftwork.errors import CompositionError
 
 NUMBERS = {"Average": "weights", "Split": "splits", "BatchSplit": "batch_sizes"}  # block -> keyword of its numbers
@@ -69,14 +70,19 @@ class _Reader:
     def peek(self) -> str:
         return self.tokens[self.at][0] if self.at < len(self.tokens) else ""
 
-    def take(self, wanted: str = "") -> str:
+    def take(self, wanted: str) -> None:
+        if self.peek() != wanted:
+            self.fail(f"expected {wanted!r}")
+        self.at += 1
+
+    def name(self) -> str:
         token = self.peek()
-        if not token or (wanted and token != wanted):
-            self.fail(f"expected {wanted!r}" if wanted else "expected a name or a block")
+        if not NAME.fullmatch(token) or token == NONE:
+            self.fail("expected a name or a block")
         self.at += 1
         return token
 
-    def fail(self, why: str) -> None:
+    def fail(self, why: str) -> NoReturn:
         found = repr(self.peek()) if self.peek() else "the end"
         where = self.tokens[self.at][1] if self.at < len(self.tokens) else len(self.text)
         raise CompositionError(f"cannot read {self.text!r} at character {where}: {why}, found {found}")
@@ -86,17 +92,18 @@ class _Reader:
             self.fail("expected the end")
 
     def composition(self) -> Composition:
-        if self.peek() in ("", *"(),:="):
-            self.fail("expected a name or a block")
-        word = self.take()
+        if self.peek() == NONE:
+            self.at += 1
+            return None
+        word = self.name()
         if self.peek() != "(":
-            return None if word == NONE else check_name(word)
+            return word
         if word not in BLOCKS:
             self.at -= 1
             self.fail(f"{word!r} is not a block, the blocks are {', '.join(BLOCKS)}")
         self.depth += 1
-        if self.depth > 32:
-            self.fail("nested deeper than 32")
+        if self.depth > DEEPEST:
+            self.fail(f"nested deeper than {DEEPEST} blocks")
         block = self.block(word)
         self.depth -= 1
         return block
@@ -110,8 +117,8 @@ class _Reader:
             if children:
                 self.take(",")
             if kind == "Fuse" and self.peek() == "name" and self.follows("="):
-                self.take(), self.take("=")
-                options["name"] = self.take()
+                self.at += 2
+                options["name"] = self.name()
                 break
             children.append(self.composition())
             if self.peek() == ":":

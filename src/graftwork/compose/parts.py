@@ -1,7 +1,7 @@
 """What has been added to one backbone: adapters, fusions and heads, each under its name.
 
-The only trainable modules of a model live here, so `state_dict()` of this container is what a checkpoint holds. Names may
-contain dots and may equal attributes of torch modules, so a name is quoted into its key and never searched for.
+The only trainable modules of a model live here, so `state_dict()` of this container is what a checkpoint holds. Names
+may contain dots and may equal attributes of torch modules, so a name is quoted into its key and never searched for.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,7 +97,9 @@ class Parts(nn.Module):
 
     def remove(self, table: str, name: str) -> None:
         """Forget a part; nothing happens where there is none."""
-        getattr(self, table).pop(_key(name)) if _key(name) in getattr(self, table) else None
+        own = getattr(self, table)
+        if _key(name) in own:
+            del own[_key(name)]
         for key in [key for key in self._sites if key[:2] == (table, name)]:
             del self._sites[key]
         self.records(table).pop(name, None)

@@ -67,8 +67,9 @@ class Planner:
 
     def forget(self) -> None:
         """Drop every plan: a part was added, replaced or removed."""
-        self._plans.clear()
-        self._programs.clear()
+        with self._turn:
+            self._plans.clear()
+            self._programs.clear()
 
     def plan(self, setup: Any, head: str | Sequence[str | None] | None, default_head: str | None, batch: int) -> Plan:
         """The plan of a call: `setup` a composition, or a list with one per row.
@@ -97,6 +98,8 @@ class Planner:
         default_head: str | None,
         batch: int,
     ) -> Plan:
+        if batch < 1:
+            raise CompositionError("a batch needs at least one row")
         distinct = tuple(dict.fromkeys(trees))
         for tree in distinct:
             self._parts.check(tree)
@@ -110,7 +113,7 @@ class Planner:
         else:
             lanes = lanes_of(trees[0], batch)
         ran = tuple(tree for _, tree in lanes) if lanes is not None else (distinct[0],) * batch
-        idle = all(tree is None for tree in ran)
+        idle = len(ran) == batch and all(tree is None for tree in ran)
         made = None if idle else route(lanes, distinct[0], batch, self._program)
         sources = [source for source, _ in lanes] if lanes is not None else list(range(batch))
         return Plan(made, self._heads(ran, sources, head, default_head, batch), tuple(dict.fromkeys(ran)), len(ran))

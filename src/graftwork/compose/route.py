@@ -1,8 +1,9 @@
 """Routing: from compositions over rows and tokens to groups that share one program, before the forward starts.
 
 BatchSplit and per-row compositions assign rows, Split assigns tokens, Parallel repeats rows. Each distributes over the
-arithmetic blocks: Stack(l, BatchSplit(a:1, b:1)) is Stack(l, a) on row 0 and Stack(l, b) on row 1. What is left is a list
-of *lanes* (source row, composition without routing over rows), and for each a list of runs of tokens. Sites see groups only.
+arithmetic blocks: Stack(l, BatchSplit(a:1, b:1)) is Stack(l, a) on row 0 and Stack(l, b) on row 1. What is left is a
+list of *lanes* (source row, composition without routing over rows), and for each a list of runs of tokens. Sites see
+groups only.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +28,17 @@ def lanes_of(tree: Composition, batch: int) -> list[Lane]:
 
     Raises CompositionError where a BatchSplit does not cover the rows.
     """
-    branches = _branches(tree, batch)
-    depth = max((len(row) for row in branches), default=0)
+    return _ordered(_branches(tree, batch))
+
+
+def lanes_of_rows(trees: Sequence[Composition]) -> list[Lane]:
+    """Lower the row routing of one composition per row, in the same order. Raises CompositionError as `lanes_of`."""
+    return _ordered([_branches(tree, 1)[0] for tree in trees])
+
+
+def _ordered(branches: Sequence[Sequence[Composition]]) -> list[Lane]:
+    # a row with fewer branches than another is left out of the later ones
+    depth = max(map(len, branches))
     return [(source, row[at]) for at in range(depth) for source, row in enumerate(branches) if at < len(row)]
 
 

@@ -8,8 +8,8 @@
     BatchSplit(a:2, b:6)      the first 2 rows to a, the next 6 to b
     a                         one adapter;  `none` (None in Python) is no adapter at all
 
-A leaf is a `str`, "no adapter" is `None`; a block holds leaves and blocks, so a composition is used exactly like a name.
-`show` prints a composition, `grammar.parse` reads it back. Nesting that has no meaning is refused here, with the reason.
+A leaf is a `str`, "no adapter" is `None`; a block holds leaves and blocks, so a composition is used like a name. `show`
+prints a composition, `grammar.parse` reads it back. Nesting that has no meaning is refused here, with the reason.
 """
 
 import math
@@ -22,8 +22,9 @@ from graftwork.errors import CompositionError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*(@[A-Za-z0-9._-]+)?")
 NONE = "none"
+DEEPEST = 32  # how many blocks may stand inside each other
 
-Composition: TypeAlias = Union[str, None, "Stack", "Fuse", "Average", "Parallel", "Split", "BatchSplit"]
+Composition: TypeAlias = Union[str, "Stack", "Fuse", "Average", "Parallel", "Split", "BatchSplit", None]
 
 
 def check_name(name: str) -> str:
@@ -51,6 +52,8 @@ class Block:
             child_kind = _kind(child)
             if child_kind in self.refuses:
                 raise CompositionError(f"{kind} cannot hold {show(child)}: {self.refuses[child_kind]}")
+        if 1 + max(map(_depth, children)) > DEEPEST:
+            raise CompositionError(f"this {kind} would be nested deeper than {DEEPEST} blocks")
         object.__setattr__(self, "children", tuple(children))
 
     def __str__(self) -> str:
@@ -98,6 +101,8 @@ class Fuse(Block):
             for kind in (Parallel, Split, BatchSplit):
                 if has(child, kind):
                     raise CompositionError(f"Fuse cannot hold {show(child)}: {self.refuses[kind.__name__]}")
+            if not leaves(child):
+                raise CompositionError(f"Fuse cannot hold {show(child)}: {self.refuses['none']}")
         object.__setattr__(self, "label", None if name is None else check_name(name))
 
     __repr__ = Block.__str__
@@ -139,12 +144,13 @@ class Average(_Weighted):
         self._settle(children)
         if any(has(child, Parallel) for child in children):
             raise CompositionError(f"{self._bare()} holds a Parallel: {self.refuses['Parallel']}")
-        numbers = None if weights is None else tuple(float(weight) for weight in weights)
-        if numbers is not None:
-            _check_count(self, numbers, "weights")
-            if not all(math.isfinite(number) for number in numbers) or abs(sum(numbers)) < 1e-12:
-                raise CompositionError(f"weights {list(numbers)} must be finite and must not sum to zero")
-        object.__setattr__(self, "weights", numbers)
+        if weights is not None:
+            _check_count(self, weights, "weights")
+            numeric = all(isinstance(weight, int | float) and math.isfinite(weight) for weight in weights)
+            if not numeric or not math.isfinite(sum(weights)) or abs(sum(weights)) < 1e-12:
+                raise CompositionError(f"weights {list(weights)} must be finite numbers and must not sum to zero")
+            weights = tuple(map(float, weights))
+        object.__setattr__(self, "weights", weights)
 
     __repr__ = Block.__str__
 
@@ -274,6 +280,10 @@ def _kind(child: object) -> str:
     if isinstance(child, Block):
         return type(child).__name__
     raise CompositionError(f"{child!r} cannot stand in a composition: use a name, None, or one of {', '.join(BLOCKS)}")
+
+
+def _depth(composition: Composition) -> int:
+    return 1 + max(map(_depth, composition.children)) if isinstance(composition, Block) else 0
 
 
 def _check_count(block: Block, numbers: Sequence[float], word: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -44,6 +45,7 @@ class Backbone:
         self.sites: tuple[Site, ...] = ()
         self._anchors: list[nn.Module] = []
         self._fingerprint: str | None = None
+        _check_whole(model)
         placements = list(_locate(self.trunk, self.family))  # every module found before the first hook is placed
         width = model.config.get_text_config().hidden_size
         depths: dict[tuple[str, int], int] = {}
@@ -73,13 +75,11 @@ class Backbone:
         return 1 + max(site.depth for site in self.sites)
 
     def placement(self, site: Site) -> tuple[torch.device, torch.dtype]:
-        """Device and dtype for an adapter at `site`: those of the layer it sits in (a quantised layer: of its norms)."""
-        anchor = self._anchors[site.index]
-        for parameter in anchor.parameters():
-            if parameter.is_floating_point():
-                hook = getattr(anchor, "_hf_hook", None)  # accelerate: offloaded weights are on meta until they run
-                device = getattr(hook, "execution_device", None) if parameter.is_meta else None
-                return torch.device(device) if device is not None else parameter.device, parameter.dtype
+        """Device and dtype for an adapter at `site`: those of the weights it sits on (quantised: of the model)."""
+        for module in self._anchors[site.index].modules():
+            for parameter in module.parameters(recurse=False):
+                if parameter.is_floating_point() and parameter.element_size() > 1:
+                    return _runs_on(module, parameter), parameter.dtype
         return self.model.device, self.model.dtype
 
     def check_inputs(self, names: Iterable[str], trunk_only: bool) -> None:
@@ -94,17 +94,25 @@ class Backbone:
             )
 
     def run_trunk(self, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[Any, Tensor | None]:
-        """The trunk's output (its first item the last hidden state, (B, T, D)) and the mask of its tokens, (B, T) or None.
+        """The trunk's output, its first item the last hidden state (B, T, D), and its tokens' mask, (B, T) or None.
 
-        An encoder-decoder that is given no decoder input reads its own input again, one to the right (Lewis et al. 2020).
+        An encoder-decoder without decoder input reads its own input again, one to the right (Lewis et al. 2020). Raises
+        BackboneError for a model whose trunk cannot be told from its task head.
         """
         inputs = dict(inputs)
         mask = inputs.get("attention_mask")
-        if self.config.is_encoder_decoder and "decoder_input_ids" in inputs:
-            mask = inputs.get("decoder_attention_mask")
-        elif self.config.is_encoder_decoder and hasattr(self.model, "_shift_right") and "input_ids" in inputs:
-            inputs["decoder_input_ids"] = self.model._shift_right(inputs["input_ids"])
-        return self.trunk(**inputs, **options, return_dict=True), mask
+        if any(site.stack == "decoder" for site in self.sites):
+            if "decoder_input_ids" in inputs:
+                mask = inputs.get("decoder_attention_mask")
+            elif hasattr(self.model, "_shift_right") and "input_ids" in inputs:
+                inputs["decoder_input_ids"] = self.model._shift_right(inputs["input_ids"])
+        output = self.trunk(**inputs, **options, return_dict=True)
+        if "last_hidden_state" not in output:
+            raise BackboneError(
+                f"a {type(self.trunk).__name__} gives no hidden states to a head of ours: load the model without its "
+                "own head (AutoAdapterModel.from_pretrained does), or ask for its own output with head='none'"
+            )
+        return output, mask
 
     @property
     def fingerprint(self) -> str:
@@ -119,27 +127,38 @@ def _family_of(model: PreTrainedModel) -> Family:
     if model_type not in OF_MODEL_TYPE:
         raise BackboneError(
             f"no sites are known for model type {model_type!r} ({type(model).__name__}). Looked for a row with that "
-            f"model_type in graftwork.core.families; there are rows for: {', '.join(sorted(OF_MODEL_TYPE))}. Describe its "
-            "layers with a Family (stacks of layers, and for each sub-layer the module whose output is added to the "
-            "residual stream, the module that receives the residual, and the norm after the add) and pass it as "
-            "family=; check the description with graftwork.core.certify.certify(model, family)"
+            f"model_type in graftwork.core.families; there are rows for: {', '.join(sorted(OF_MODEL_TYPE))}. Describe "
+            "its layers with a Family (stacks of layers, and for each sub-layer the module whose output is added to "
+            "the residual stream, the module that receives the residual, and the norm after the add) and pass it as "
+            "family=; check the description with graftwork.core.certify.certify(model, inputs, family)"
         )
     return OF_MODEL_TYPE[model_type]
 
 
+def _check_whole(model: PreTrainedModel) -> None:
+    chunk = getattr(model.config, "chunk_size_feed_forward", 0)
+    if chunk:
+        raise BackboneError(
+            f"chunk_size_feed_forward is {chunk}: the feed-forward layers would see {chunk} tokens at a time, but "
+            "adapters need all tokens of a row; load the model with chunk_size_feed_forward=0"
+        )
+
+
+def _runs_on(module: nn.Module, parameter: nn.Parameter) -> torch.device:
+    hook = getattr(module, "_hf_hook", None)  # accelerate: offloaded weights are on meta until they run
+    device = getattr(hook, "execution_device", None) if parameter.is_meta else None
+    return parameter.device if device is None else torch.device(device)
+
+
 def _child(module: nn.Module, path: str) -> nn.Module | None:
-    for step in path.split("."):
-        found = getattr(module, step, None)
-        if found is None and step.isdigit() and isinstance(module, nn.ModuleList) and int(step) < len(module):
-            found = module[int(step)]
-        if not isinstance(found, nn.Module):
-            return None
-        module = found
-    return module
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _locate(trunk: nn.Module, family: Family) -> Iterator[tuple[LayerStack, int, Sublayer, dict[str, nn.Module]]]:
-    """Every site of every layer with its modules, in the order of the forward. Raises BackboneError for a wrong path."""
+    """Every site of every layer with its modules, in the forward's order. Raises BackboneError for a wrong path."""
     found = False
     for stack in family.stacks:
         layers = _child(trunk, stack.layers)
@@ -147,8 +166,8 @@ def _locate(trunk: nn.Module, family: Family) -> Iterator[tuple[LayerStack, int,
             if stack.optional:
                 continue
             raise BackboneError(
-                f"the family of {family.model_types} says layers are at {stack.layers!r}, but {type(trunk).__name__} has "
-                f"{', '.join(name for name, _ in trunk.named_children())}"
+                f"the family of {family.model_types} says layers are at {stack.layers!r}, but {type(trunk).__name__} "
+                f"has {_children(trunk)}"
             )
         for number, layer in enumerate(layers.children()):
             for row in stack.sites:
@@ -162,6 +181,10 @@ def _locate(trunk: nn.Module, family: Family) -> Iterator[tuple[LayerStack, int,
         )
 
 
+def _children(module: nn.Module) -> str:
+    return ", ".join(name for name, _ in module.named_children()) or "no modules"
+
+
 def _modules(layer: nn.Module, row: Sublayer, family: Family) -> dict[str, nn.Module]:
     modules: dict[str, nn.Module] = {}
     for role, path in (("output", row.output), ("residual", row.residual), ("norm", row.norm)):
@@ -173,7 +196,7 @@ def _modules(layer: nn.Module, row: Sublayer, family: Family) -> dict[str, nn.Mo
                 return {}
             raise BackboneError(
                 f"the family of {family.model_types} says the {role} of site {row.kind!r} is {path!r}, but "
-                f"{type(layer).__name__} has {', '.join(name for name, _ in layer.named_children())}"
+                f"{type(layer).__name__} has {_children(layer)}"
             )
         modules[role] = module
     output, parent = modules["output"], row.output.rpartition(".")[0]
@@ -225,9 +248,9 @@ def _load(loader: Any, name: str | Path, options: dict[str, Any]) -> Any:
     place = resolve(name)
     try:
         return loader.from_pretrained(place, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BackboneError(
-            f"cannot load {str(name)!r}: it is neither a folder with a model, nor the embedded 'minilm', nor an id that "
-            f"can be reached or lies in the local cache ({reason})"
+            f"cannot load {str(name)!r}: it is neither a folder with a sound model, nor the embedded 'minilm', nor an "
+            f"id that can be reached or lies in the local cache ({reason})"
         ) from error

@@ -1,8 +1,8 @@
 """Where the sites are: one row of data per architecture, no copied model code.
 
 A row names, for each stack of layers and each sub-layer in it: the module whose *output* is h₀ (the last one before the
-residual add, after dropout where dropout is a module), the module that *receives* the residual r (in which argument),
-and the norm after the add (post-LN) or none (pre-LN). Paths are relative to the layer; stacks are relative to the trunk.
+residual add, after dropout where that is a module), the module that *receives* the residual r (as which argument), and
+the norm after the add (post-LN) or none (pre-LN). Paths are relative to the layer; stacks are relative to the trunk.
 To support another architecture, add a row; `core/certify.py` proves it on a random input.
 """
 

@@ -5,21 +5,23 @@
 
 Names themselves stay out: transformers renames modules between versions, but layer numbers, shapes and bytes stay. The
 pooler and task heads stay out too, so the class on top does not move the fingerprint. Where the model came from files,
-the files are hashed (dtype, quantisation and device of the loaded copy do not matter), once the loaded weights are seen to
-be those of the files; results are cached by path, size and time of change. A model without files is hashed in memory.
+the files are hashed (dtype, quantisation and device of the loaded copy do not matter), once the loaded weights are seen
+to be those of the files; results are kept by path, size and time of change. A model without files is hashed in memory.
 """
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor, nn
+
+from graftwork.errors import BackboneError
 
 # what changes the function that the trunk computes; everything else in a configuration is bookkeeping
 COMPUTING_FIELDS = (
@@ -28,23 +30,22 @@ COMPUTING_FIELDS = (
     *("encoder_attention_heads", "decoder_attention_heads", "hidden_act", "hidden_activation", "activation_function"),
     *("activation", "feed_forward_proj", "layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "norm_eps"),
     *("rope_parameters", "sliding_window", "layer_types", "max_position_embeddings", "position_embedding_type"),
-    *(
-        "relative_attention_num_buckets",
-        "relative_attention_max_distance",
-        "scale_embedding",
-        "patch_size",
-        "image_size",
-    ),
+    *("relative_attention_num_buckets", "relative_attention_max_distance", "scale_embedding", "is_decoder"),
+    *("patch_size", "image_size"),
     *("local_attention", "global_attn_every_n_layers", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
 )
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _NOT_TRUNK = re.compile(r"(^|\.)(pooler|lm_head|cls|classifier|score|qa_outputs)\.|inv_freq|position_ids|masked_bias")
 
 _seen: dict[tuple[tuple[str, int, int], ...], str] = {}  # files (path, size, mtime) -> digest of their tensors
 
 
 def fingerprint(model: Any, trunk: nn.Module) -> str:
-    """sha256 hex of the trunk under `model` (a transformers model)."""
-    files = weight_files(str(model.config.name_or_path or ""))
+    """sha256 hex of the trunk under `model` (a transformers model).
+
+    Raises BackboneError for weights that are neither in files nor in memory.
+    """
+    files = weight_files(str(model.config.name_or_path or ""), getattr(model.config, "_commit_hash", None))
     if files and _holds(files, model, trunk):
         tensors = _of_files(files, model.base_model_prefix)
     else:
@@ -59,18 +60,27 @@ def is_trunk(name: str) -> bool:
     return not _NOT_TRUNK.search(name)
 
 
-def weight_files(folder: str) -> list[Path]:
-    """The safetensors files of a model folder or of a cached hub snapshot; empty when there are none on this machine."""
-    if not folder:
+def weight_files(name: str, revision: str | None = None) -> list[Path]:
+    """The safetensors files of a model folder or of a cached hub snapshot; empty when none are on this machine."""
+    if not name:
         return []
-    if os.path.isdir(folder):
-        return sorted(Path(folder).glob("*.safetensors"))
-    from huggingface_hub import try_to_load_from_cache
+    whole, index = (_local(name, file, revision) for file in (_WHOLE, _INDEX))
+    if whole is not None:
+        return [whole]
+    if index is None:
+        return []
+    shards = set(json.loads(index.read_text("utf8"))["weight_map"].values())
+    return [index.parent / shard for shard in sorted(shards)]
 
-    found = try_to_load_from_cache(folder, "model.safetensors")
-    if not isinstance(found, str):
-        found = try_to_load_from_cache(folder, "model.safetensors.index.json")
-    return sorted(Path(found).parent.glob("model*.safetensors")) if isinstance(found, str) else []
+
+def _local(name: str, file: str, revision: str | None) -> Path | None:
+    if Path(name).is_dir():
+        return Path(name, file) if Path(name, file).is_file() else None
+    try:
+        found = try_to_load_from_cache(name, file, revision=revision)
+    except ValueError:  # not the form of a hub id: a folder that has moved since
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 def _trunk_name(name: str, prefix: str, prefixed: bool) -> str | None:
@@ -104,8 +114,11 @@ def _stored(files: Iterable[Path], prefix: str) -> Iterator[tuple[str, Callable[
 
 
 def _holds(files: list[Path], model: Any, trunk: nn.Module) -> bool:
-    """Whether the loaded weights are those of the files. Tensors that cannot be compared (renamed on loading, packed by
-    quantisation, offloaded) are trusted; one that can and differs means that the model was changed since."""
+    """Whether the loaded weights are those of the files.
+
+    Tensors that cannot be compared (renamed on loading, packed by quantisation, offloaded) are trusted; one that can
+    and differs means that the model was changed since.
+    """
     parameters = dict(trunk.named_parameters())
     for name, read in _stored(files, model.base_model_prefix):
         parameter = parameters.get(name)
@@ -126,6 +139,11 @@ def _of_files(files: list[Path], prefix: str) -> str:
 
 
 def _entry(name: str, tensor: Tensor) -> str:
+    if tensor.is_meta:
+        raise BackboneError(
+            f"the base has no identity: its weight {name!r} is in no file that is known here, and not in memory. Load "
+            "the model from a folder or id with safetensors weights"
+        )
     numbers = ".".join(re.findall(r"\d+", name))
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data  # a memoryview: no copy
     return f"{numbers}|{tuple(tensor.shape)}|{tensor.dtype}|{hashlib.sha256(data).hexdigest()}"

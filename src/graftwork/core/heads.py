@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graftwork.core.bottleneck import activation
+from graftwork.core.bottleneck import ACTIVATIONS, activation, is_share
 from graftwork.errors import AdapterError
 
 POOLINGS = ("first", "last", "mean", "none")
@@ -24,8 +24,9 @@ _LOSS_OF = ("classification", "regression", "tagging")
 class HeadConfig:
     """One head. kind: classification (B, L), regression (B, 1) or tagging (B, T, L).
 
-    pooling: which hidden state stands for a row: the first token's, the last real token's, the mean of the real tokens,
+    pooling: which hidden state stands for a row: the first real token's, the last one's, the mean of the real tokens,
     or none (one answer a token). labels: names of the outputs, in order; empty where outputs have no names.
+    Raises AdapterError for a value out of range.
     """
 
     kind: str
@@ -44,6 +45,10 @@ class HeadConfig:
             problems.append(f"num_outputs {self.num_outputs} is impossible for kind {self.kind!r}")
         if self.layers < 1:
             problems.append(f"layers {self.layers} must be at least 1")
+        if str(self.activation).lower() not in ACTIVATIONS:
+            problems.append(f"activation {self.activation!r} is unknown; there are {', '.join(ACTIVATIONS)}")
+        if not is_share(self.dropout):
+            problems.append(f"dropout {self.dropout!r} must be in [0, 1)")
         if self.pooling not in POOLINGS or (self.pooling == "none") != (self.kind == "tagging"):
             problems.append(
                 f"pooling {self.pooling!r} does not fit kind {self.kind!r}; poolings: {', '.join(POOLINGS)}"
@@ -74,30 +79,41 @@ class Head(nn.Module):
         return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss: cross entropy on long labels (-100 is left out), squared error on float labels."""
-        if self.config.kind == "regression":
-            return functional.mse_loss(logits.squeeze(-1).float(), labels.float().reshape(-1))
-        if self.config.kind == "classification":
-            return functional.cross_entropy(logits.float(), labels.reshape(-1))
-        if logits.shape[:2] != labels.shape:
-            raise AdapterError(f"tagging labels of shape {tuple(labels.shape)} for logits {tuple(logits.shape)}")
-        return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        """The mean loss of logits (B, L) or (B, T, L) on labels (B,), (B, 1) or (B, T).
+
+        Cross entropy on whole numbers, where -100 is left out (the loss is 0 when nothing else is there), squared error
+        on numbers for regression. Raises AdapterError for labels that do not fit the logits.
+        """
+        kind = self.config.kind
+        places = logits.shape[:-1]
+        labels = labels.squeeze(-1) if kind != "tagging" and labels.shape == (*places, 1) else labels
+        if labels.shape != places:
+            raise AdapterError(
+                f"{kind} labels of shape {tuple(labels.shape)} for logits {tuple(logits.shape)}; expected "
+                f"{tuple(places)}"
+            )
+        if kind == "regression":
+            return functional.mse_loss(logits.squeeze(-1).float(), labels.float())
+        if labels.is_floating_point():
+            raise AdapterError(f"{kind} labels are label numbers, not {labels.dtype}")
+        total = functional.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="sum")
+        return total / (labels != -100).sum().clamp(min=1)
 
 
 def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
-    """(B, T, D) -> (B, D) by the first, the last real or the mean of the real tokens; `none` leaves (B, T, D)."""
+    """(B, T, D) -> (B, D): the first, the last or the mean of the real tokens, wherever padding is; `none`: all."""
     if pooling == "none":
         return hidden
-    if pooling == "first":
-        return hidden[:, 0]
     if mask is None:
-        return hidden[:, -1] if pooling == "last" else hidden.mean(dim=1)
+        mask = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
     if pooling == "mean":
-        weights = mask.to(hidden.dtype).unsqueeze(-1)  # (B, T, 1)
-        return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    last = (mask.long() * positions).argmax(dim=1)  # works for padding on either side
-    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+        exact = torch.promote_types(hidden.dtype, torch.float32)  # half precision cannot count to 300
+        weights = mask.ne(0).to(hidden.device, exact).unsqueeze(-1)  # (B, T, 1)
+        return ((hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).to(hidden.dtype)
+    real = mask.ne(0).to(hidden.device, torch.long)
+    positions = torch.arange(mask.shape[1], device=hidden.device)
+    chosen = real.argmax(dim=1) if pooling == "first" else (real * positions).argmax(dim=1)
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), chosen]
 
 
 def labels_of(id2label: Mapping[int, str] | None) -> tuple[str, ...]:
