@@ -1,0 +1,185 @@
+"""The engine: one frozen backbone, many packages, one mixed batch at a time.
+
+    Engine(model, tokenizer, registry).answer([
+        {"text": "where is my parcel", "adapters": "intent@stable"},
+        {"text": "bahut accha", "adapters": "Stack(hinglish, mood)"},
+    ])
+
+Rows with different compositions and heads share a forward. A row that cannot be answered gets an error of its own; an
+adapter that is not there is never replaced by the base. Knows no HTTP and no queue. Threads may call at the same time.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from graftwork.build import open_model
+from graftwork.compose.tree import show
+from graftwork.core.backbone import load_tokenizer
+from graftwork.errors import UserError
+from graftwork.model import AdapterModel
+from graftwork.recipe import ModelSection
+from graftwork.registry.store import Registry
+from graftwork.serve.batches import batches, waves
+from graftwork.serve.outcomes import Outcome, failure
+from graftwork.serve.planner import PlannedRow, Planner, Unit
+from graftwork.serve.pool import Pool
+
+
+@dataclass
+class Counts:
+    """What the engine did so far; the last three are sums over forwards."""
+
+    rows: Counter[str] = field(default_factory=Counter)  # "ok" or the code of the error -> rows
+    forwards: int = 0
+    forward_seconds: float = 0.0
+    pieces: int = 0  # of the texts
+    padded: int = 0  # rows times the longest of them
+    compositions: int = 0  # distinct ones
+
+
+class Engine:
+    """Answers rows from the packages of one registry. The model is the engine's from now on.
+
+    adapter_cache_size: packages kept in the model; max_batch_rows, max_batch_tokens: rows and padded pieces a forward.
+    Raises UserError for a size below 1, BackboneError for a tokenizer that is not fast.
+    """
+
+    def __init__(
+        self,
+        model: AdapterModel,
+        tokenizer: PreTrainedTokenizerBase,
+        registry: Registry,
+        *,
+        adapter_cache_size: int = 32,
+        max_batch_rows: int = 32,
+        max_batch_tokens: int = 4096,
+    ) -> None:
+        sizes = {"adapter_cache_size": adapter_cache_size, "max_batch_rows": max_batch_rows}
+        for name, size in {**sizes, "max_batch_tokens": max_batch_tokens}.items():
+            if size < 1:
+                raise UserError(f"{name} is {size}; it must be at least 1")
+        self.model = model.eval()
+        self.registry = registry
+        self.counts = Counts()
+        self._turn = threading.Lock()  # one at a time runs or changes the model
+        self._tally = threading.Lock()
+        self.pool = Pool(model, adapter_cache_size, self._turn)
+        self._planner = Planner(registry, tokenizer, positions(model.config))
+        self._max_rows, self._max_tokens = max_batch_rows, max_batch_tokens
+
+    @classmethod
+    def open(cls, section: ModelSection, registry: Registry, *, adapter_cache_size: int = 32) -> Self:
+        """An engine for a model by id, folder or `minilm`, with its own tokenizer. Raises BackboneError."""
+        return cls(open_model(section), load_tokenizer(section.name), registry, adapter_cache_size=adapter_cache_size)
+
+    def answer(self, rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+        """One outcome per row, in order: {"label", ..., "adapters", "head"}, or {"error": {"code", "message"}}.
+
+        A row is {"text", "text_pair"?} or {"tokens"}, with "adapters", a composition, and "head" where that does not
+        say which head answers. A Parallel gives {"adapters", "branches": [one outcome per branch]}.
+        """
+        plans = self._planner.plan(rows)
+        units = [unit for plan in plans for unit in plan.branches if isinstance(unit, Unit)]
+        outcomes: dict[Unit, Outcome] = {}
+        for wave in waves(units, self.pool.capacity, self.pool.loaded()):
+            outcomes |= self._answer_wave(wave)
+        answers = [_assembled(plan, outcomes) for plan in plans]
+        with self._tally:
+            self.counts.rows.update(_code(answer) for answer in answers)
+        return answers
+
+    def _answer_wave(self, wave: Sequence[Unit]) -> dict[Unit, Outcome]:
+        outcomes: dict[Unit, Outcome] = {}
+        with self._holding(wave) as broken:
+            ready = []
+            for unit in wave:
+                errors = [broken[package.name] for package in unit.packages if package.name in broken]
+                if errors:
+                    outcomes[unit] = errors[0]
+                else:
+                    ready.append(unit)
+            for batch in batches(ready, self._max_rows, self._max_tokens):
+                outcomes |= self._answer_batch(batch)
+        return outcomes
+
+    @contextmanager
+    def _holding(self, wave: Sequence[Unit]) -> Iterator[dict[str, Outcome]]:
+        """Hold the packages of a wave; yields package -> outcome for those that cannot be loaded."""
+        held, broken = [], {}
+        try:
+            for package in dict.fromkeys(package for unit in wave for package in unit.packages):
+                try:
+                    self.pool.acquire(package)
+                    held.append(package)
+                except Exception as error:  # the outcome of the rows that need it, of no others
+                    broken[package.name] = failure(error, self.registry.root)
+            yield broken
+        finally:
+            for package in held:
+                self.pool.release(package)
+
+    def _answer_batch(self, batch: Sequence[Unit]) -> dict[Unit, Outcome]:
+        try:
+            return self._forward(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                return {batch[0]: failure(error, self.registry.root)}
+        outcomes: dict[Unit, Outcome] = {}  # alone, so that only the row that fails has an error
+        for unit in batch:
+            outcomes |= self._answer_batch([unit])
+        return outcomes
+
+    def _forward(self, batch: Sequence[Unit]) -> dict[Unit, Outcome]:
+        """One forward over B rows, each with its composition and its head."""
+        tensors = batch[0].encoder.pad([unit.encoded for unit in batch])  # (B, T) each
+        started = time.perf_counter()
+        with self._turn, torch.inference_mode():
+            output = self.model(
+                **{key: tensor.to(self.model.device) for key, tensor in tensors.items()},
+                adapters=[unit.tree for unit in batch],
+                head=[unit.head for unit in batch],
+            )
+            groups = [(group.rows.tolist(), group.logits.float().cpu()) for group in output.groups]
+            self.counts.forwards += 1
+            self.counts.forward_seconds += time.perf_counter() - started
+            self.counts.pieces += sum(unit.length for unit in batch)
+            self.counts.padded += tensors["input_ids"].numel()
+            self.counts.compositions += len({unit.tree for unit in batch})
+        rows = [(batch[row], own) for members, logits in groups for row, own in zip(members, logits, strict=True)]
+        return {unit: self._decoded(unit, own) for unit, own in rows}
+
+    def _decoded(self, unit: Unit, logits: torch.Tensor) -> Outcome:
+        """The answer to one row, from logits (L,) or (T, L)."""
+        try:
+            answer = unit.task.decode(logits, unit.encoded)
+        except Exception as error:
+            return failure(error, self.registry.root)
+        return {**answer, "adapters": show(unit.tree), "head": unit.head}
+
+
+def positions(config: Any) -> int | None:
+    """How many pieces a model has positions for; None where it says nothing.
+
+    RoBERTa and its relatives number positions from the padding id on, so they have that many, and one, fewer.
+    """
+    text = config.get_text_config()
+    longest = getattr(text, "max_position_embeddings", None)
+    offset = text.pad_token_id + 1 if "roberta" in text.model_type else 0
+    return None if longest is None else int(longest) - offset
+
+
+def _assembled(plan: PlannedRow, outcomes: Mapping[Unit, Outcome]) -> Outcome:
+    branches = [outcomes[one] if isinstance(one, Unit) else one for one in plan.branches]
+    return branches[0] if plan.fan_out is None else {"adapters": show(plan.fan_out), "branches": branches}
+
+
+def _code(answer: Outcome) -> str:
+    return str(answer["error"]["code"]) if "error" in answer else "ok"
