@@ -31,7 +31,7 @@ class Provenance:
     role: Literal["task", "language"] = "task"
     task: TaskSpec | None = None
     vocabulary: str | None = None
-    composition: str = ""
+    composition: str = ""  # "Stack(hi, ner)"; empty where it was trained alone
     members: tuple[Member, ...] = ()
     scores: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -66,7 +66,7 @@ def pack(parts: Parts, backbone: Backbone, name: str, with_head: bool, provenanc
         base=base_ref(backbone),
         task=provenance.task,
         vocabulary=provenance.vocabulary,
-        composition=provenance.composition or name,
+        composition=provenance.composition,
         members=provenance.members,
         scores=dict(provenance.scores),
         data=dict(provenance.data),
