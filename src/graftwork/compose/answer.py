@@ -56,8 +56,8 @@ def head_of(tree: Composition, heads: Sequence[str], default: str | None) -> str
     if default is not None or not heads:
         return default
     raise AdapterError(
-        f"which head answers {show(tree)}? None is named {repr(named) if named else 'like it'}; say head=... with one of: "
-        f"{', '.join(sorted(heads))}, or head='none' for the base's own output"
+        f"which head answers {show(tree)}? None is named {repr(named) if named else 'like it'}; say head=... with one "
+        f"of: {', '.join(sorted(heads))}, or head='none' for the base's own output"
     )
 
 

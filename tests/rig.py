@@ -1,0 +1,69 @@
+"""A tiny backbone with adapters of many kinds, and one call that runs it under a composition."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graftwork.compose.parts import Parts
+from graftwork.compose.plan import Planner
+from graftwork.compose.tree import Composition, fusions
+from graftwork.core.backbone import Backbone
+from graftwork.core.fusion import FUSIONS, FusionConfig
+from graftwork.core.kinds import read_config
+from tests import tiny
+
+ADAPTER_PLUS = "seq_bn[original_ln_after=False,residual_before_ln=False,scaling=channel,init_weights=houlsby]"
+ZOO = {
+    "seq": "seq_bn[reduction_factor=4]",
+    "double": "double_seq_bn[reduction_factor=8]",
+    "par": "par_bn[reduction_factor=8,scaling=1.5]",
+    "plus": ADAPTER_PLUS,
+    "partly": "seq_bn[reduction_factor=2,leave_out=[0,2],non_linearity=gelu]",
+    "carry": "seq_bn[mh_adapter=True,residual_before_ln=False,ln_before=True]",
+}
+
+
+class Rig:
+    """Backbone, parts and planner of one family; every parameter of every adapter is random and large enough to matter."""
+
+    def __init__(self, family: str, adapters: Mapping[str, Any] = ZOO) -> None:
+        self.backbone = Backbone(tiny.model(family))
+        self.parts = Parts()
+        self.planner = Planner(self.parts, len(self.backbone.sites))
+        for name, config in adapters.items():
+            self.parts.add_adapter(name, read_config(config), self.backbone)
+        self.parts.eval()
+        randomise(self.parts.parameters())
+
+    def learn_fusions(self, trees: Iterable[Composition], config: FusionConfig = FUSIONS["dynamic"]) -> None:
+        """Add every fusion of the compositions that is not there yet."""
+        for fuse in (fuse for tree in trees for fuse in fusions(tree)):
+            if fuse.name not in self.parts.fusion_records:
+                self.parts.add_fusion(fuse, config, self.backbone)
+                for seed, module in enumerate(self.parts.modules_of("fusions", fuse.name).values()):
+                    randomise(module.parameters(), seed)
+                self.planner.forget()
+
+    def run(self, setup: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The last hidden state (B, T, D) under a composition, or a list of one per row."""
+        batch = next(iter(inputs.values())).shape[0]
+        plan = self.planner.plan(setup, "none", None, batch)
+        with self.backbone.runtime.running(plan.route):
+            output: Tensor = self.backbone.trunk(**plan.repeat(dict(inputs)))[0]
+        return output
+
+
+def randomise(parameters: Iterable[torch.nn.Parameter], seed: int = 5) -> None:
+    """Random numbers in every parameter, the same ones for the same shapes and order."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32).to(parameter)
+            parameter.copy_(0.2 * noise if parameter.dim() > 1 else parameter + 0.2 * noise)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest expected number."""
+    return float((found - expected).abs().max() / expected.abs().max())
