@@ -11,7 +11,7 @@ site are left out of it; routing blocks never arrive here (`route.py` lowers the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor
 
@@ -81,8 +81,8 @@ class _Fuse:
 
 
 def _alone(member: Node | Adapter, reading: Reading, delta: Delta) -> Tensor:
-    if isinstance(member, Adapter):
-        return member.change(reading, delta)
+    if not isinstance(member, _Stack | _Average | _Fuse):  # a leaf: of tensors, or of symbols (formula.py)
+        return cast(Adapter, member).change(reading, delta)
     change = member(reading, delta)
     parts = [part for part in (change.before, change.after) if part is not None]
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
