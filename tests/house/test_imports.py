@@ -28,10 +28,11 @@ BELOW: dict[str, set[str]] = {
     "packing": {"compose", "core", "registry", "manifest", "errors"},
     "model": UNDER_MODEL,
     "build": UNDER_BUILD,
-    "train": {"build"} | UNDER_BUILD,
+    "evaluate": UNDER_BUILD,
+    "train": {"build", "evaluate"} | UNDER_BUILD,
     "serve": {"build"} | UNDER_BUILD,
     "describe": UNDER_BUILD,
-    "workflow": {"train", "serve", "build", "describe"} | UNDER_BUILD,
+    "workflow": {"train", "serve", "build", "evaluate", "describe"} | UNDER_BUILD,
     "cli": {"workflow", "describe", "serve", "registry", "recipe", "manifest", "errors"},
 }
 # room or file -> other people's libraries that it must not know

@@ -14,6 +14,10 @@ TAKES_KEYWORDS: dict[str, str] = {
     "graftwork.core.backbone:load_model": "options of transformers' from_pretrained, which transformers checks",
     "graftwork.core.kinds:load": "AdapterHub's AdapterConfig.load(name, reduction_factor=8); every key is checked",
     "graftwork.model:from_pretrained": "options of transformers' from_pretrained, which transformers checks",
+    "graftwork.train.callbacks:on_epoch_end": "transformers' callback protocol hands over whatever it has",
+    "graftwork.train.callbacks:on_log": "transformers' callback protocol hands over whatever it has",
+    "graftwork.train.callbacks:on_save": "transformers' callback protocol hands over whatever it has",
+    "graftwork.train.callbacks:on_step_end": "transformers' callback protocol hands over whatever it has",
     "graftwork.model:generate": "options of transformers' generate, which transformers checks",
 }
 

@@ -1,0 +1,69 @@
+"""How good a composition is: rows -> answers -> scores, on any model, in batches of similar length.
+
+Knows tasks and models; nothing of recipes, files, training or serving. The order of the rows is kept.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from graftwork.errors import CompositionError
+from graftwork.model import AdapterModel
+from graftwork.model import Setup as Adapters
+from graftwork.tasks.task import Answer, Row, Task, refuse
+from graftwork.tasks.text import TextEncoder
+
+
+def evaluate(
+    model: AdapterModel,
+    task: Task,
+    encoder: TextEncoder,
+    rows: Sequence[Row],
+    *,
+    adapters: Adapters,
+    head: str,
+    batch_size: int = 64,
+) -> tuple[dict[str, float], list[Answer]]:
+    """The scores of a composition on labelled rows, and its answers. Raises DataError with the problems of all rows."""
+    found = [(number, task.problems(row, with_labels=True)) for number, row in enumerate(rows, start=1)]
+    problems = [f"row {number}: {problem}" for number, several in found for problem in several]
+    refuse(problems if rows else ["there are no rows, so there is nothing to score"])
+    answers = answer(model, task, encoder, rows, adapters=adapters, head=head, batch_size=batch_size)
+    return task.score(answers, rows), answers
+
+
+def answer(
+    model: AdapterModel,
+    task: Task,
+    encoder: TextEncoder,
+    rows: Sequence[Row],
+    *,
+    adapters: Adapters,
+    head: str,
+    batch_size: int = 64,
+) -> list[Answer]:
+    """One answer a row, in their order; labels are not looked at. Raises DataError, InputTooLong, AdapterError."""
+    encoded = task.encode(rows, encoder)
+    by_length = sorted(range(len(encoded)), key=lambda row: -len(encoded[row].input_ids))  # the largest batch first
+    answers: dict[int, Answer] = {}
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for start in range(0, len(by_length), batch_size):
+                batch = by_length[start : start + batch_size]
+                inputs = encoder.pad([encoded[row] for row in batch])
+                logits = _logits(model, {key: value.to(model.device) for key, value in inputs.items()}, adapters, head)
+                answers |= {row: task.decode(logits[place], encoded[row]) for place, row in enumerate(batch)}
+    finally:
+        model.train(training)
+    return [answers[row] for row in range(len(rows))]
+
+
+def _logits(model: AdapterModel, inputs: dict[str, Tensor], adapters: Adapters, head: str) -> Tensor:
+    """(B, L), or (B, T, L) where the head answers per piece; float32 on the CPU."""
+    logits: Tensor = model(**inputs, adapters=adapters, head=head).logits
+    if len(logits) != len(inputs["input_ids"]):
+        raise CompositionError("Parallel answers every row once per branch; evaluate its branches one by one")
+    return logits.float().cpu()

@@ -1,0 +1,76 @@
+"""What happens while transformers' Trainer runs: a progress bar, checkpoints by the clock, a log at each epoch's end.
+
+None of it touches weights or random state, so a run is the same with and without.
+"""
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+
+class LogAtEpochEnd(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    """Closes a point of the training curve with every epoch, so that a resumed run draws the unbroken run's curve."""
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        control.should_log = True
+
+
+class SaveByTheClock(TrainerCallback):  # type: ignore[misc]
+    """A checkpoint within a long epoch, whenever so many seconds have passed since the last one.
+
+    Not at the last step of an epoch: the dev rows are scored between that step and the epoch's own checkpoint, and a
+    run that went on from before the scoring would never do it.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        ends = control.should_training_stop or state.epoch == int(state.epoch)
+        if not ends and time.monotonic() - self._last >= self.seconds:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self._last = time.monotonic()
+
+
+class Bar(TrainerCallback):  # type: ignore[misc]
+    """A progress bar on stderr with the newest loss and dev score; a context, so that it is always taken down."""
+
+    def __init__(self, title: str, metric: str, shown: bool) -> None:
+        self._metric = f"eval_{metric}"
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[latest]}"),
+            console=Console(stderr=True),
+            disable=not shown,
+        )
+        self._task = self._progress.add_task(title, total=None, latest="")
+        self._latest: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self._progress.update(self._task, total=state.max_steps, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        newest = state.log_history[-1]
+        for key, name in (("loss", "loss"), (self._metric, f"dev {self._metric.removeprefix('eval_')}")):
+            if key in newest:
+                self._latest[name] = f"{name} {newest[key]:.3f}"
+        self._progress.update(self._task, latest=" · ".join([f"epoch {state.epoch:.1f}", *self._latest.values()]))

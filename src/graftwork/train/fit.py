@@ -1,0 +1,75 @@
+"""The training itself: a prepared job through transformers' Trainer, from the start or from a checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+import safetensors.torch
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
+
+from graftwork.errors import GoalMissed
+from graftwork.tasks.task import Row, Task
+from graftwork.tasks.text import Encoded
+from graftwork.train.batches import EncodedRows, as_it_is
+from graftwork.train.callbacks import Bar, LogAtEpochEnd, SaveByTheClock
+from graftwork.train.checkpoint import STATE, Checkpoint
+from graftwork.train.folder import RunFolder, named
+from graftwork.train.job import Job
+from graftwork.train.settings import arguments
+from graftwork.train.trainer import AdapterTrainer
+
+WEIGHTS = "model.safetensors"  # in a checkpoint, as transformers calls it
+
+
+def fit(
+    job: Job, folder: RunFolder, start: Checkpoint | None, *, shown: bool, checkpoint_seconds: float
+) -> TrainerState:
+    """Train the job's learner, which then holds the weights of the best epoch, and return the Trainer's record.
+
+    Raises GoalMissed when the training diverges, UserError when the disk refuses.
+    """
+    if start is not None and start.finished:
+        return _read_end(job, start)
+    training = job.recipe.training
+    with named(folder.checkpoints), Bar(job.recipe.name, job.metric, shown) as bar:
+        callbacks: list[TrainerCallback] = [LogAtEpochEnd(), SaveByTheClock(checkpoint_seconds), bar]
+        if training.early_stopping_patience is not None:
+            callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
+        trainer = AdapterTrainer(
+            model=job.learner,
+            args=arguments(job.recipe, folder.checkpoints, len(job.data.train), job.metric),
+            data_collator=as_it_is,
+            train_dataset=EncodedRows(job.encoded["train"], job.encoder),
+            eval_dataset=EncodedRows(job.encoded["dev"], job.encoder),
+            compute_metrics=DevScores(job.task, job.encoded["dev"], job.dev),
+            callbacks=callbacks,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
+    return trainer.state
+
+
+def _read_end(job: Job, end: Checkpoint) -> TrainerState:
+    """What a run that was stopped after its last step had: the weights of its best epoch, and its record."""
+    best = end.folder if end.best is None else end.best
+    job.learner.load_state_dict(safetensors.torch.load_file(best / WEIGHTS))
+    return TrainerState.load_from_json(str(end.folder / STATE))
+
+
+class DevScores:
+    """Scores logits of the dev rows, in the order of the rows, by the task itself. Raises GoalMissed for NaN."""
+
+    def __init__(self, task: Task, encoded: Sequence[Encoded], rows: Sequence[Row]) -> None:
+        self._task = task
+        self._encoded = encoded
+        self._rows = rows
+
+    def __call__(self, prediction: Any) -> Mapping[str, float]:
+        """prediction.predictions: (rows, L), or (rows, T, L) padded at the end -> name -> score."""
+        logits = prediction.predictions
+        if not numpy.isfinite(logits).all():
+            raise GoalMissed(
+                "training diverged: the model answers with numbers that are not finite; lower training.learning_rate"
+            )
+        answers = [self._task.decode(logits[place], encoded) for place, encoded in enumerate(self._encoded)]
+        return self._task.score(answers, self._rows)

@@ -1,0 +1,105 @@
+"""The folder of one run: what lies where, who may write into it, and when a run may go on in it.
+
+    recipe.yaml    the recipe, complete            checkpoints/   to go on from
+    run.json       what the run stands on          package/       what was trained
+    result.json    how it went; written last       model/         the tuned base, for training.method full
+    curve.png      loss and dev score
+
+A folder that holds something else is never written into. Errors of the disk become UserErrors that name the folder.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from graftwork.errors import Conflict, UserError
+from graftwork.registry.durable import replace_file
+from graftwork.train.checkpoint import newest_whole
+
+OWN = ("result.json", "recipe.yaml", "curve.png", "checkpoints", "package", "model", "run.json")
+
+
+class RunFolder:
+    """The files of one run under `path`; nothing is created before `claim`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.run = self.path / "run.json"
+        self.recipe = self.path / "recipe.yaml"
+        self.result = self.path / "result.json"
+        self.curve = self.path / "curve.png"
+        self.checkpoints = self.path / "checkpoints"
+        self.package = self.path / "package"
+        self.model = self.path / "model"
+
+    @property
+    def finished(self) -> bool:
+        """Whether a run was brought to its end here."""
+        return self.result.is_file()
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Raises Conflict where this folder cannot take the run; writes nothing."""
+        if not os.path.lexists(self.path):
+            return
+        if not self.path.is_dir():
+            raise Conflict(f"{self.path}: is not a folder; choose another output")
+        strangers = sorted({path.name for path in self.path.iterdir()} - {*OWN})
+        if strangers or (any(self.path.iterdir()) and not self.run.is_file()):
+            raise Conflict(
+                f"{self.path}: holds files that are no run's ({', '.join(strangers[:5]) or 'no run.json'}); "
+                "choose another output"
+            )
+        if self.run.is_file() and not (resume or overwrite):
+            newest = newest_whole(self.checkpoints)
+            how = "finished" if self.finished else f"stopped after step {newest.step if newest else 0}"
+            raise Conflict(
+                f"{self.path}: holds a run already ({how}); go on with it (--resume), put the new one in its place "
+                "(--overwrite), or choose another output"
+            )
+
+    def claim(self, identity: Mapping[str, Any], recipe: str, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder this run's. Raises Conflict as `check`, or where the run to go on with is another one."""
+        self.check(resume=resume, overwrite=overwrite)
+        with named(self.path):
+            if resume and self.run.is_file():
+                self._compare(identity)
+                return
+            if overwrite and self.run.is_file():
+                self._clear()
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace_file(self.run, encoded(identity))
+            replace_file(self.recipe, recipe.encode())
+
+    def _compare(self, identity: Mapping[str, Any]) -> None:
+        try:
+            there = json.loads(self.run.read_bytes())
+        except ValueError:
+            raise Conflict(f"{self.run}: is damaged; start again with --overwrite") from None
+        here = json.loads(encoded(identity))
+        differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+        if differing:
+            says = "; ".join(f"{key} was {there.get(key)!r}, is {here.get(key)!r}" for key in differing[:10])
+            raise Conflict(f"{self.path}: is another run's, so it cannot go on: {says}")
+
+    def _clear(self) -> None:
+        for name in OWN:  # run.json last: what is half-removed is still a run that can be put out of the way
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """What the disk refuses is an error that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def encoded(contents: Mapping[str, Any]) -> bytes:
+    """JSON as it lies in a run's folder: sorted, indented, no NaN."""
+    return (json.dumps(contents, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,52 @@
+"""Full fine-tuning, the baseline of adapters: a copy of the whole model learns, with a head like that of an adapter.
+
+The model that was given stays as it is: it is copied and the copy is unfrozen. Checkpoints hold everything.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from graftwork.model import AdapterModel
+
+
+class _Loaded(NamedTuple):
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class FullModel(nn.Module):
+    """A copy of a model that has the head, all of it trainable. `model` is that copy."""
+
+    accepts_loss_kwargs = False  # the head's loss is a mean
+
+    def __init__(self, model: AdapterModel, head: str) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.head = head
+        self.model.requires_grad_(True)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Any:
+        """Tensors (B, T), labels (B,) or (B, T) -> AdapterOutput of the head on the bare, unfrozen base."""
+        return self.model(input_ids, attention_mask, token_type_ids, labels=labels, adapters=None, head=self.head)
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """Every parameter once, tied ones under their first name."""
+        return {f"{prefix}{name}": value if keep_vars else value.detach() for name, value in self.named_parameters()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Fill in what `state_dict` gave."""
+        own = dict(self.named_parameters())
+        with torch.no_grad():
+            for name in own.keys() & state_dict.keys():
+                own[name].copy_(state_dict[name])
+        return _Loaded(sorted(own.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys()))

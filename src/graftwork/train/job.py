@@ -1,0 +1,126 @@
+"""From a recipe to everything a run needs, in memory. Whatever is wrong with a recipe, its data or its members is found
+here, before anything is written.
+
+The three ways to train, in one table: an adapter or fusion; only a head on the frozen base; the whole model.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from graftwork.build import Setup, open_encoder, open_model, recipe_task, set_up, set_up_head
+from graftwork.errors import RecipeError
+from graftwork.evaluate import evaluate
+from graftwork.model import AdapterModel
+from graftwork.recipe import Recipe
+from graftwork.registry.store import Registry
+from graftwork.tasks.task import Task
+from graftwork.tasks.text import Encoded, TextEncoder
+from graftwork.train.data import Data, load_data
+from graftwork.train.full import FullModel
+
+PROBED = 2  # dev rows that go through the untrained model, to see that everything fits together
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe with its data, model, and what trains.
+
+    learner: what the Trainer gets, `model` or a full copy of it. encoded: split -> its tokenised rows; those of dev are
+    longest first, and `dev` holds its rows in the same order. metric: the score that picks the best epoch.
+    """
+
+    recipe: Recipe
+    data: Data
+    dev: tuple[dict[str, Any], ...]
+    encoded: Mapping[str, Sequence[Encoded]]
+    task: Task
+    encoder: TextEncoder
+    model: AdapterModel
+    learner: nn.Module
+    setup: Setup
+    metric: str
+    notes: tuple[str, ...]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run stands on; two runs with the same identity are the same run."""
+        written = self.recipe.model_dump(mode="json", exclude={"output", "serving"})
+        return {
+            **dict(_flat(written, "recipe")),
+            "data": self.data.digest,
+            "base": self.model.backbone.fingerprint,
+            **{f"package {member.name}": member.digest for member in self.setup.members},
+        }
+
+
+def _adapter(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None) -> tuple[Setup, nn.Module]:
+    return set_up(model, recipe, task, registry), model
+
+
+def _head(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None) -> tuple[Setup, nn.Module]:
+    return set_up_head(model, recipe, task), model
+
+
+def _full(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None) -> tuple[Setup, nn.Module]:
+    setup = set_up_head(model, recipe, task)
+    return setup, FullModel(model, setup.name)
+
+
+# training.method -> what trains, and what the Trainer gets
+METHODS: dict[str, Callable[[AdapterModel, Recipe, Task, Registry | None], tuple[Setup, nn.Module]]] = {
+    "adapter": _adapter,
+    "head": _head,
+    "full": _full,
+}
+
+
+def prepare(recipe: Recipe, registry: Registry | None) -> Job:
+    """Read, open, tokenise and check everything. Raises UserErrors; writes nothing. Seeds torch's random numbers."""
+    data = load_data(recipe)
+    encoder = open_encoder(recipe.model.name, recipe.training.max_seq_length, "truncate")
+    task = recipe_task(recipe, data.labels)
+    encoded = {split: task.encode(getattr(data, split), encoder, with_labels=True) for split in ("train", "dev")}
+    order = sorted(range(len(data.dev)), key=lambda row: -len(encoded["dev"][row].input_ids))
+    encoded["dev"] = [encoded["dev"][row] for row in order]
+    model = open_model(recipe.model)
+    if model.dtype == torch.float16:
+        raise RecipeError("model.dtype: float16 loses small gradients; train in float32 or bfloat16")
+    torch.manual_seed(recipe.training.seed)  # of the new weights
+    setup, learner = METHODS[recipe.training.method](model, recipe, task, registry)
+    dev = tuple(data.dev[row] for row in order)
+    metric = _metric(recipe, task, model, encoder, setup, dev)
+    notes = (*data.notes, *_cut(encoded, recipe))
+    return Job(recipe, data, dev, encoded, task, encoder, model, learner, setup, metric, notes)
+
+
+def _metric(
+    recipe: Recipe, task: Task, model: AdapterModel, encoder: TextEncoder, setup: Setup, dev: Sequence[dict[str, Any]]
+) -> str:
+    """The score that picks the best epoch; what scores there are is found by scoring a few rows."""
+    scores, _ = evaluate(model, task, encoder, dev[:PROBED], adapters=setup.composition, head=setup.name)
+    wanted = recipe.training.metric or task.main_score
+    known = [*scores, "loss"]
+    if wanted not in known:
+        raise RecipeError(f"training.metric: {wanted!r} is no score of task {task.kind}; those are {', '.join(known)}")
+    return wanted
+
+
+def _cut(encoded: Mapping[str, Sequence[Encoded]], recipe: Recipe) -> Iterator[str]:
+    for split, rows in encoded.items():
+        if cut := sum(row.cut > 0 for row in rows):
+            yield (
+                f"{cut} of {len(rows)} rows of {split} are longer than training.max_seq_length "
+                f"{recipe.training.max_seq_length} and were cut"
+            )
+
+
+def _flat(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            yield from _flat(inner, f"{prefix}.{key}")
+        else:
+            yield f"{prefix}.{key}", inner

@@ -1,0 +1,110 @@
+"""What a run brought: scores, history, counts and where it ran, as one value, and as result.json and back."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graftwork.errors import PackageError
+from graftwork.manifest import load_json
+from graftwork.registry.durable import replace_file
+from graftwork.registry.package import Package, read
+from graftwork.train.folder import RunFolder, encoded, named
+
+LIBRARIES = ("graftwork", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """One finished run. `package` holds what was trained; `scores` are those of the best epoch, `dev` and `test`.
+
+    history: points of the training curve, {"step", "epoch"} with "loss" and "learning_rate", or with "dev" scores.
+    parameters: of what trained, the adapter, fusion and head in the package, and the base. seconds: of training, in
+    this process alone where a run was resumed (from step `resumed_from`).
+    """
+
+    name: str
+    method: str
+    composition: str
+    main: str  # the score that counts
+    scores: Mapping[str, Mapping[str, float]]
+    history: Sequence[Mapping[str, Any]]
+    steps: int
+    epochs: float
+    best_epoch: float
+    parameters: Mapping[str, int]
+    data: Mapping[str, Any]
+    seed: int
+    seconds: float
+    command: str
+    folder: Path = field(metadata={"written": False})
+    package: Package = field(metadata={"written": False})
+    notes: tuple[str, ...] = ()
+    resumed_from: int = 0
+    machine: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the package's files."""
+        return sum(file.stat().st_size for file in RunFolder(self.folder).package.iterdir())
+
+
+def write_result(result: TrainResult) -> None:
+    """Put result.json into the run's folder; a run that has one is finished. Raises UserError."""
+    written = [one.name for one in fields(result) if one.metadata.get("written", True)]
+    contents = {key: value for key, value in _plain(result).items() if key in written}
+    with named(result.folder):
+        replace_file(RunFolder(result.folder).result, encoded(contents))
+
+
+def read_result(folder: RunFolder) -> TrainResult:
+    """A finished run, read back. Raises PackageError."""
+    contents = load_json(folder.result.read_bytes(), str(folder.result))
+    known = {one.name for one in fields(TrainResult) if one.metadata.get("written", True)}
+    if not isinstance(contents, dict) or contents.keys() != known:
+        raise PackageError(f"{folder.result}: is not the result of a run; start again with --overwrite")
+    return TrainResult(**contents, folder=folder.path, package=read(folder.package))  # type: ignore[arg-type]
+
+
+def _plain(result: TrainResult) -> dict[str, Any]:
+    shallow = {one.name: getattr(result, one.name) for one in fields(result) if one.name != "package"}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in shallow.items()}
+
+
+def history(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The Trainer's log as points of a curve."""
+    points: list[dict[str, Any]] = []
+    for entry in log:
+        point: dict[str, Any] = {key: entry[key] for key in ("step", "epoch") if key in entry}
+        if "eval_loss" in entry:
+            dev = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
+            speed = ("runtime", "samples_per_second", "steps_per_second")
+            points.append(point | {"dev": {key: value for key, value in dev.items() if key not in speed}})
+        elif "loss" in entry:
+            points.append(point | {key: entry[key] for key in ("loss", "learning_rate") if key in entry})
+    return points
+
+
+def machine() -> str:
+    """What this ran on, in one line without names of hosts or places."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    return f"{_processor()}, {device}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf8").splitlines()
+    except OSError:
+        return platform.machine()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{named[0]}, {len(named)} cores" if named else platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """The libraries that a result depends on."""
+    return {library: importlib.metadata.version(library) for library in LIBRARIES}

@@ -1,0 +1,182 @@
+"""One training run: recipe -> package, scores and everything about them, in a folder that can be gone on with.
+
+    check everything (job.py) -> claim the folder -> fit, a sealed checkpoint an epoch -> best epoch -> package, result
+
+A run that is killed goes on from its newest whole checkpoint and ends with the weights of an unbroken one, bit for bit
+on a CPU: weights, optimiser, schedule, random state and patience are in the checkpoint, and the order of the rows
+follows from (seed, epoch). Sets the global random seeds, as transformers' Trainer does.
+"""
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState
+
+from graftwork.build import open_model
+from graftwork.compose.tree import show
+from graftwork.evaluate import evaluate
+from graftwork.model import AdapterModel
+from graftwork.packing import Provenance
+from graftwork.recipe import ModelSection, Recipe, dump
+from graftwork.registry.durable import sibling
+from graftwork.registry.package import write
+from graftwork.registry.store import Registry
+from graftwork.schema.conflicts import SPLITS
+from graftwork.tasks.text import vocabulary_digest
+from graftwork.train.checkpoint import drop_after, newest_whole
+from graftwork.train.curve import draw
+from graftwork.train.fit import fit
+from graftwork.train.folder import RunFolder, named
+from graftwork.train.full import FullModel
+from graftwork.train.job import Job, prepare
+from graftwork.train.outcome import TrainResult, history, machine, read_result, versions, write_result
+from graftwork.train.settings import steps_per_epoch
+
+
+def train(
+    recipe: Recipe,
+    *,
+    registry: Registry | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    command: str = "",
+    checkpoint_seconds: float = 300.0,
+) -> TrainResult:
+    """Train what a recipe says, and write it to the recipe's `output`.
+
+    registry: where the members of a composition are. resume: go on where a run of this recipe stopped, or begin; a run
+    that is finished is read back. overwrite: put this run in the place of another. progress: show a bar; None means on
+    a terminal. command: what was typed, for the record. checkpoint_seconds: time between checkpoints within an epoch.
+
+    Raises UserErrors before anything is written, and GoalMissed when the training diverges.
+    """
+    folder = RunFolder(recipe.output)
+    folder.check(resume=resume, overwrite=overwrite)
+    job = prepare(recipe, registry)
+    folder.claim(job.identity, dump(recipe), resume=resume, overwrite=overwrite)
+    if folder.finished:
+        return read_result(folder)
+    start = newest_whole(folder.checkpoints)
+    resumed_from = start.step if start else 0
+    with named(folder.checkpoints):
+        drop_after(folder.checkpoints, resumed_from)
+    trained = sum(parameter.numel() for parameter in job.learner.parameters() if parameter.requires_grad)
+    shown = sys.stderr.isatty() if progress is None else progress
+    begun = time.perf_counter()
+    state = fit(job, folder, start, shown=shown, checkpoint_seconds=checkpoint_seconds)
+    call = _Call(trained, round(time.perf_counter() - begun, 3), command, resumed_from)
+    return _conclude(job, folder, state, call)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What only this process knows of the run."""
+
+    trained: int  # parameters
+    seconds: float
+    command: str
+    resumed_from: int
+
+
+def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> TrainResult:
+    """Score the best epoch, package what was trained, and write it all down."""
+    recipe, name = job.recipe, job.setup.name
+    model = _tuned(job, folder, job.learner) if isinstance(job.learner, FullModel) else job.model
+    points = history(state.log_history)
+    best = round(
+        (state.best_global_step or state.global_step) / steps_per_epoch(recipe.training, len(job.data.train)), 2
+    )
+    training = {**recipe.training.model_dump(mode="json"), "steps": state.global_step, "best_epoch": best}
+    provenance = Provenance(
+        task=job.task.spec,
+        vocabulary=vocabulary_digest(job.encoder.tokenizer),
+        composition=show(job.setup.composition),
+        members=job.setup.members,
+        scores=_scores(job, model),
+        data=_data(job),
+        training=training | {"serving": recipe.serving.model_dump(mode="json")},
+    )
+    package = model.package(name, provenance=provenance)
+    with named(folder.path):
+        write(package, folder.package, overwrite=True)
+        no_curve = draw(points, job.metric, f"{name} ({recipe.task.kind}, {recipe.training.method})", folder.curve)
+    result = TrainResult(
+        name=name,
+        method=recipe.training.method,
+        composition=provenance.composition,
+        main=job.task.main_score,
+        scores=provenance.scores,
+        history=points,
+        steps=state.global_step,
+        epochs=state.epoch,
+        best_epoch=best,
+        parameters={"trained": call.trained, **_parameters(model, name)},
+        data=provenance.data,
+        seed=recipe.training.seed,
+        seconds=call.seconds,
+        command=call.command,
+        folder=folder.path,
+        package=package,
+        notes=(*job.notes, *([no_curve] if no_curve else [])),
+        resumed_from=call.resumed_from,
+        machine=machine(),
+        versions=versions(),
+    )
+    write_result(result)
+    return result
+
+
+def _tuned(job: Job, folder: RunFolder, learner: FullModel) -> AdapterModel:
+    """The tuned base, written as a model folder and opened from there, with its head: what is scored is on disk."""
+    fresh = sibling(folder.model)
+    with named(folder.model):
+        learner.model.base.save_pretrained(fresh)
+        job.encoder.tokenizer.save_pretrained(fresh)
+        shutil.rmtree(folder.model, ignore_errors=True)
+        fresh.rename(folder.model)
+    tuned = open_model(ModelSection(name=str(folder.model.absolute()), dtype=job.recipe.model.dtype))
+    tuned.to(learner.model.device)
+    tuned.add_head(learner.head, learner.model.parts.head_configs[learner.head])
+    tuned.parts.head(learner.head).load_state_dict(learner.model.parts.head(learner.head).state_dict())
+    return tuned
+
+
+def _scores(job: Job, model: AdapterModel) -> dict[str, dict[str, float]]:
+    splits = {"dev": job.data.dev, "test": job.data.test}
+    return {
+        split: evaluate(
+            model,
+            job.task,
+            job.encoder,
+            rows,
+            adapters=job.setup.composition,
+            head=job.setup.name,
+            batch_size=job.recipe.training.eval_batch_size,
+        )[0]
+        for split, rows in splits.items()
+        if rows
+    }
+
+
+def _data(job: Job) -> dict[str, Any]:
+    """Which rows: their digest and numbers, and the names of files or data set without the folders of one machine."""
+    source = job.recipe.data
+    named_splits = {split: getattr(source, split) for split in SPLITS if getattr(source, split) is not None}
+    files = {split: name if source.hub else Path(name).name for split, name in named_splits.items()}
+    rows = {split: len(getattr(job.data, split)) for split in SPLITS}
+    return {"digest": job.data.digest, "rows": rows, "source": files | ({"hub": source.hub.id} if source.hub else {})}
+
+
+def _parameters(model: AdapterModel, name: str) -> dict[str, int]:
+    parts = model.parts
+    return {
+        "adapter": parts.count("adapters", name) if name in parts.adapter_configs else 0,
+        "fusion": parts.count("fusions", name) if name in parts.fusion_records else 0,
+        "head": parts.count("heads", name),
+        "base": sum(parameter.numel() for parameter in model.base.parameters()),
+    }

@@ -1,0 +1,101 @@
+"""AdapterTrainer: transformers' Trainer for an AdapterModel. What is not said here is as it is there.
+
+    trainer = AdapterTrainer(model=model, args=TrainingArguments(...), train_dataset=..., eval_dataset=...)
+
+It adds three things. Checkpoints hold adapters, fusions and heads only (the model's `state_dict` gives no more), and
+each is sealed when it is whole. The order of the rows is decided by (seed, epoch), so that a resumed run meets the same
+rows; rows are scored in their own order. And it refuses to train a model of which nothing would learn.
+"""
+
+from collections.abc import Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import datasets
+from torch import nn
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer
+
+from graftwork.compose.tree import leaves, show
+from graftwork.errors import AdapterError, PackageError
+from graftwork.model import AdapterModel
+from graftwork.train.batches import EncodedRows
+from graftwork.train.checkpoint import seal
+from graftwork.train.full import FullModel
+from graftwork.train.sampler import LengthGroupedSampler
+
+_OURS = ("random", "group_by_length")  # train_sampling_strategy that our own sampler answers
+
+
+class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
+    """Trains the parts of an AdapterModel that `train_adapter` or `train_adapter_fusion` chose. Raises AdapterError."""
+
+    def _validate_args(self) -> None:
+        super()._validate_args()
+        check_model(self.model, needs_training=self.train_dataset is not None)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        strategy = self.args.train_sampling_strategy
+        if strategy not in _OURS or not isinstance(rows, Sized):
+            sampler: Sampler[int] | None = super()._get_train_sampler(rows)
+            return sampler
+        lengths = row_lengths(rows) if strategy == "group_by_length" else None
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedSampler([1] * len(rows) if lengths is None else lengths, self._train_batch_size, seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        if self.args.train_sampling_strategy not in _OURS:
+            sampler: Sampler[int] | None = super()._get_eval_sampler(eval_dataset)
+            return sampler
+        return None  # a DataLoader without a sampler takes the rows as they come
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            seal(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        problems = [f"tensor {key!r} is missing" for key in load_result.missing_keys]
+        problems += [f"tensor {key!r} belongs nowhere" for key in load_result.unexpected_keys]
+        if problems:
+            raise PackageError("the checkpoint does not fit this model: " + "; ".join(problems[:10]))
+
+
+def check_model(model: nn.Module, needs_training: bool) -> None:
+    """Raises AdapterError unless a model can be trained here: adapters are chosen, and run in what is active."""
+    if isinstance(model, FullModel):
+        return
+    if not isinstance(model, AdapterModel):
+        raise AdapterError(
+            f"AdapterTrainer trains an AdapterModel, and this is a {type(model).__name__}; wrap it, "
+            "AdapterModel(model), add an adapter and call train_adapter(name)"
+        )
+    if needs_training and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise AdapterError(
+            "nothing would be trained: every parameter is frozen. Call model.train_adapter(name), or "
+            "model.train_adapter_fusion(Fuse(...)), before training; the model has the adapters "
+            f"{', '.join(model.parts.adapter_configs) or 'none yet: call add_adapter first'}"
+        )
+    idle = [name for name in model.parts.adapter_configs if _trains(model, name)] if needs_training else []
+    if idle := [name for name in idle if name not in leaves(model.active_adapters)]:
+        raise AdapterError(
+            f"adapter {', '.join(idle)} is to be trained but does not run: the active setup is "
+            f"{show(model.active_adapters)}. Call model.set_active_adapters with a composition that holds it"
+        )
+
+
+def _trains(model: AdapterModel, adapter: str) -> bool:
+    modules = model.parts.modules_of("adapters", adapter).values()
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+
+def row_lengths(rows: Any) -> Sequence[int] | None:
+    """The number of pieces of every row of a data set; None where its rows have no `input_ids`."""
+    if isinstance(rows, EncodedRows):
+        return rows.lengths.tolist()  # type: ignore[no-any-return]
+    if isinstance(rows, datasets.Dataset):
+        return [len(ids) for ids in rows["input_ids"]] if "input_ids" in rows.column_names else None
+    if not isinstance(rows, Dataset | Sequence) or not len(rows) or "input_ids" not in rows[0]:  # type: ignore[arg-type]
+        return None
+    return [len(rows[number]["input_ids"]) for number in range(len(rows))]  # type: ignore[arg-type]
