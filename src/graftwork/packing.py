@@ -19,7 +19,7 @@ from graftwork.core.backbone import Backbone
 from graftwork.core.fusion import FusionConfig
 from graftwork.core.heads import HeadConfig
 from graftwork.core.kinds import read_config, write_config
-from graftwork.errors import AdapterError, Conflict, PackageError
+from graftwork.errors import AdapterError, CompositionError, Conflict, PackageError
 from graftwork.manifest import BaseRef, FusionSpec, HeadSpec, Manifest, Member, TaskSpec
 from graftwork.registry.package import Package
 
@@ -204,7 +204,10 @@ def _local_fuse(manifest: Manifest, parts: Parts, backbone: Backbone, name: str,
 
 def as_written(manifest: Manifest) -> Fuse:
     """The fusion's members as its manifest writes them. Raises PackageError when that is no Fuse."""
-    from_manifest = as_composition(manifest.fusion.composition if manifest.fusion else None)
+    try:
+        from_manifest = as_composition(manifest.fusion.composition if manifest.fusion else None)
+    except CompositionError as error:
+        raise PackageError(f"package {manifest.name!r}: {error}") from error
     if not isinstance(from_manifest, Fuse):
         raise PackageError(f"package {manifest.name!r}: {show(from_manifest)} is not a Fuse")
     return from_manifest
