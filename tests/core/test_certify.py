@@ -46,5 +46,8 @@ def test_a_site_that_never_runs_is_not_called_certified() -> None:
     )
     model = tiny.model("bart")
     with pytest.raises(BackboneError, match="nothing was certified"):
-        certify(model.decoder, {"input_ids": tiny.inputs("bert")["input_ids"]}, dataclasses.replace(
-            only_cross, stacks=(dataclasses.replace(only_cross.stacks[0], layers="layers"),)))
+        certify(
+            model.decoder,
+            {"input_ids": tiny.inputs("bert")["input_ids"]},
+            dataclasses.replace(only_cross, stacks=(dataclasses.replace(only_cross.stacks[0], layers="layers"),)),
+        )

@@ -237,7 +237,10 @@ def test_a_backward_inside_another_forward_keeps_both_routes() -> None:
 @pytest.mark.parametrize(
     ("site", "message"),
     [
-        (Sublayer("ffn", "mlp.down_proj", "post_attention_layernorm", argument=(3, "other")), "without the residual as"),
+        (
+            Sublayer("ffn", "mlp.down_proj", "post_attention_layernorm", argument=(3, "other")),
+            "without the residual as",
+        ),
         (Sublayer("ffn", "input_layernorm", "post_attention_layernorm"), "ran before its residual was seen"),
         (Sublayer("ffn", "self_attn", "input_layernorm"), "returned more than one tensor"),
     ],

@@ -1,7 +1,7 @@
 """The identity of a frozen trunk: which weights, computing what.
 
     fingerprint = sha256( configuration fields that change computation ; the set of tensor entries )
-    entry       = (the integers in the tensor's name, shape, sha256 of its bytes as stored)
+    entry       = (the layer numbers in the tensor's name, shape, sha256 of its bytes as stored)
 
 Names themselves stay out: transformers renames modules between versions, but layer numbers, shapes and bytes stay. The
 pooler and task heads stay out too, so the class on top does not move the fingerprint. Where the model came from files,
@@ -144,7 +144,7 @@ def _entry(name: str, tensor: Tensor) -> str:
             f"the base has no identity: its weight {name!r} is in no file that is known here, and not in memory. Load "
             "the model from a folder or id with safetensors weights"
         )
-    numbers = ".".join(re.findall(r"\d+", name))
+    numbers = ".".join(step for step in name.split(".") if step.isdecimal())  # layer numbers; not the 1 of "fc1"
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data  # a memoryview: no copy
     return f"{numbers}|{tuple(tensor.shape)}|{tensor.dtype}|{hashlib.sha256(data).hexdigest()}"
 
