@@ -40,7 +40,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
-# -- what is left alone -------------------------------------------------------------------------------------------------
+# -- what is left alone --
 
 
 @pytest.mark.parametrize("family", tiny.MAKERS)
@@ -68,7 +68,7 @@ def test_the_part_under_a_task_head_is_the_trunk() -> None:
     assert backbone.config is model.config
 
 
-# -- what cannot be a backbone ------------------------------------------------------------------------------------------
+# -- what cannot be a backbone --
 
 
 def test_something_else_than_a_transformers_model_is_refused() -> None:
@@ -122,7 +122,7 @@ def test_feed_forward_layers_in_pieces_are_refused() -> None:
         Backbone(model)
 
 
-# -- loading ------------------------------------------------------------------------------------------------------------
+# -- loading --
 
 
 def test_models_load_by_folder_and_by_the_embedded_name(tmp_path: Path, minilm_folder: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_skeleton_has_shapes_and_no_weights(tmp_path: Path) -> None:
         assert backbone.placement(backbone.sites[0])[0].type == "meta"
 
 
-# -- placement ----------------------------------------------------------------------------------------------------------
+# -- placement --
 
 
 def placements(backbone: Backbone) -> set[tuple[str, torch.dtype]]:
@@ -250,7 +250,7 @@ def test_a_device_map_at_loading_works(tmp_path: Path) -> None:
     assert placements(backbone) == {("cpu", torch.float32)}
 
 
-# -- inputs and the trunk's output --------------------------------------------------------------------------------------
+# -- inputs and the trunk's output --
 
 
 def test_an_encoder_decoder_reads_its_own_input_one_to_the_right() -> None:

@@ -94,7 +94,7 @@ def test_a_skeleton_has_the_identity_of_its_files(bert: Path) -> None:
     assert identity(load_skeleton(bert)) == identity(BertModel.from_pretrained(bert))
 
 
-# -- what moves it ------------------------------------------------------------------------------------------------------
+# -- what moves it --
 
 
 def test_every_weight_counts() -> None:
@@ -161,7 +161,7 @@ def test_bookkeeping_does_not_count(bert: Path, field: str, value: Any) -> None:
     assert identity(model) == own
 
 
-# -- where it is computed from ------------------------------------------------------------------------------------------
+# -- where it is computed from --
 
 
 def test_files_are_hashed_again_only_when_they_change(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ def test_a_copy_made_in_mid_forward_starts_at_rest() -> None:
         assert copies[0].route is not None
 
 
-# -- activation checkpointing -------------------------------------------------------------------------------------------
+# -- activation checkpointing --
 
 
 class Learned:
@@ -231,7 +231,7 @@ def test_a_backward_inside_another_forward_keeps_both_routes() -> None:
     assert seen == [first, first]
 
 
-# -- descriptions that are wrong ----------------------------------------------------------------------------------------
+# -- descriptions that are wrong --
 
 
 @pytest.mark.parametrize(
