@@ -1,4 +1,4 @@
-"""What every test runs under: no network, two threads, one hypothesis profile, and skips that are counted aloud.
+"""What every test runs under: no network, one thread, one hypothesis profile, and skips that are counted aloud.
 
     GRAFTWORK_PROFILE=default   about 100 examples a property, the same ones in every run       (make test)
     GRAFTWORK_PROFILE=full      1000 fresh examples, and the tests marked `full`                 (make test-full)
@@ -31,7 +31,7 @@ settings.register_profile(
 )
 settings.register_profile("full", max_examples=1000, deadline=None, suppress_health_check=SLOW_IS_FINE)
 settings.load_profile(PROFILE)
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
