@@ -1,0 +1,235 @@
+"""Folding: a composition at a site compiled, for inference, into one wide bottleneck with mixing in bottleneck space.
+
+    Average   Σ wₖ(zₖUₖ + vₖ): one down-projection for all members, one up-projection with the shares inside.
+    Fuse      zₖ = f(h·Dₖ + dₖ), uₖ = zₖUₖ + vₖ, q = h·Wq + bq. The score q·(uₖWk + bk) is, up to q·bk, which all k
+              share and which leaves the softmax, zₖ·(q·WkᵀUₖᵀ) + q·Wkᵀvₖᵀ: zₖ meets further columns of the wide
+              down-projection. The value matrix goes into the up-projection. For K members of width M that is
+              3K·D·M + K·D multiplications a token beside the reference's 2K·D·M + (1 + 2K)·D².
+    Stack     b reads h + zU + v, and (h + zU + v)·D = h·D + z·(UD) + v·D: one down-projection for all, small products
+              between. Where b reads through the norm of a post-LN model, what a wrote is written out at full width
+              once, normed and read, and the rest is added to it.
+
+Scaling, biases and gates (one number a row) stay in bottleneck space. What would not be exact there is run by the
+reference, block by block, and the plan says why: norms of an adapter's own, a fusion that adds the residual to its
+values, a fusion of members that move the stream, members in different dtypes.
+
+Folded weights are a snapshot, built in float64 and cast, never saved. `Folded.stale` says when to fold again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from graftwork.compose.formula import Formula, Normed, Symbolic, Unfoldable
+from graftwork.compose.layout import lay_out
+from graftwork.compose.reference import Modules, Node, bind
+from graftwork.compose.tree import Average, Composition, Fuse, Stack, fusions, leaves, show
+from graftwork.compose.wide import Wide
+from graftwork.core.bottleneck import Bottleneck
+from graftwork.core.fusion import Fusion
+from graftwork.core.kinds import Adapter
+
+_Watched = tuple[dict[str, nn.Parameter | None], str, Tensor, int, int]  # where it is, what it was, version, address
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A part of a composition that the reference runs, and why."""
+
+    composition: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FoldPlan:
+    """What folding one composition at one site came to: plain data.
+
+    multiplications: of matrix products, for each token; norms and elementwise work are counted on neither side.
+    bytes: of the folded weights. written_out: why something had to be written at full width in between.
+    """
+
+    site: int
+    composition: str
+    folded: tuple[str, ...]
+    kept: tuple[Kept, ...]
+    written_out: tuple[str, ...]
+    multiplications: int
+    reference_multiplications: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A node to call like any other, its plan, and whether its members have changed since."""
+
+    node: Node
+    plan: FoldPlan
+    _watched: tuple[_Watched, ...] = field(repr=False)
+
+    @property
+    def stale(self) -> bool:
+        """Whether a member's weight was replaced, moved or written to since. Writes through `.data` are not seen."""
+        return any(
+            where[name] is not tensor or _version(tensor) != version or tensor.data_ptr() != address
+            for where, name, tensor, version, address in self._watched
+        )
+
+
+def fold(tree: Composition, site: int, modules: Modules, *, normed: bool) -> Folded | None:
+    """Compile a composition at one site for inference; None where none of it has a module there.
+
+    normed: whether a norm follows the residual add at the site (post-LN). Raises RoutingError for blocks that route.
+    """
+    if bind(tree, site, modules) is None:
+        return None
+    folding = _Folding(site, modules, normed)
+    node = folding.node(tree)
+    assert node is not None  # the reference has one
+    wides = folding.wides
+    plan = FoldPlan(
+        site=site,
+        composition=show(tree),
+        folded=tuple(shown for shown, _ in wides),
+        kept=tuple(folding.kept),
+        written_out=tuple(folding.written_out),
+        multiplications=sum(wide.multiplications for _, wide in wides) + folding.multiplications,
+        reference_multiplications=multiplications(tree, site, modules),
+        bytes=sum(wide.bytes for _, wide in wides),
+    )
+    return Folded(node, plan, _watched(_members(tree, site, modules)))
+
+
+def multiplications(tree: Composition, site: int, modules: Modules) -> int:
+    """What the reference multiplies for each token in matrix products, and in attending over members."""
+    if bind(tree, site, modules) is None:
+        return 0
+    if isinstance(tree, str):
+        return _of_adapter(cast(nn.Module, modules.adapter(tree, site)))
+    children = cast(Stack, tree).children
+    inner = sum(multiplications(child, site, modules) for child in children)
+    if not isinstance(tree, Fuse):
+        return inner
+    fusion = cast(Fusion, modules.fusion(tree.name, site))
+    count = len(children)
+    width = next(len(m.up.weight) for m in _members(tree, site, modules).values() if isinstance(m, Bottleneck))
+    squares = (fusion.query is not None) + count * (fusion.key is not None)
+    squares += (count if fusion.config.value_before_softmax else 1) * (fusion.value is not None)
+    return inner + squares * width * width + 2 * count * width
+
+
+def _of_adapter(adapter: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in adapter.parameters() if parameter.dim() == 2)
+
+
+class _Folding:
+    """One composition at one site: what was folded, what was not."""
+
+    def __init__(self, site: int, modules: Modules, normed: bool) -> None:
+        self.site = site
+        self.modules = modules
+        self.normed = normed
+        self.wides: list[tuple[str, Wide]] = []
+        self.kept: list[Kept] = []
+        self.written_out: list[str] = []
+        self.multiplications = 0  # of what is kept
+
+    def node(self, tree: Composition) -> Node | None:
+        """The tree as one wide bottleneck; else its members apart, or the reference."""
+        if bind(tree, self.site, self.modules) is None:
+            return None
+        try:
+            wide = self.wide(tree)
+        except Unfoldable as reason:
+            self.kept.append(Kept(show(tree), str(reason)))
+            if isinstance(tree, Stack):
+                return self._apart(Stack(*self._runs(tree)))
+            if isinstance(tree, Average):
+                return self._apart(tree)
+            self.multiplications += multiplications(tree, self.site, self.modules)
+            return bind(tree, self.site, self.modules)
+        self.wides.append((show(tree), wide))
+        return wide
+
+    def wide(self, tree: Composition) -> Wide:
+        """The tree as one wide bottleneck. Raises Unfoldable."""
+        members = _members(tree, self.site, self.modules)
+        for name, module in members.items():
+            if not isinstance(module, Bottleneck | Fusion):
+                raise Unfoldable(f"{name} is a {type(module).__name__}, and only bottleneck adapters fold")
+        weights = [weight for module in members.values() for weight in module.parameters() if weight.dim() == 2]
+        if len({weight.dtype for weight in weights}) > 1:
+            dtypes = ", ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in weights}))
+            raise Unfoldable(f"its members have different dtypes: {dtypes}")
+        up = next(module.up.weight for module in members.values() if isinstance(module, Bottleneck))
+        formula = Formula(
+            torch.zeros(len(up), dtype=torch.float64, device="meta" if up.is_meta else "cpu"), self.normed
+        )
+        node = bind(tree, self.site, Symbolic(formula, self.modules))
+        assert node is not None  # the reference has one
+        before, after = formula.of(node)
+        wide = lay_out(formula, before, after, up)
+        for step in formula.steps:
+            if isinstance(step, Normed) and step.inner.ups:
+                names = ", ".join(dict.fromkeys(name for said in step.inner.ups for name in said.names))
+                self.written_out.append(f"the norm of the site reads the stream after {names}")
+        return wide
+
+    def _runs(self, tree: Stack) -> list[Composition]:
+        """Members that fold stay together, as long as that is not the whole Stack again."""
+        runs = [list(run) for _, run in groupby(tree.children, self._folds)]
+        if len(runs) == 1:
+            return list(tree.children)
+        return [run[0] if len(run) == 1 else Stack(*run) for run in runs]
+
+    def _folds(self, tree: Composition) -> bool:
+        apart = _Folding(self.site, self.modules, self.normed)
+        apart.node(tree)
+        return not apart.kept
+
+    def _apart(self, block: Stack | Average) -> Node | None:
+        """The members folded apart, under the reference's own block: its leaves are numbers that stand for nodes."""
+        nodes = [self.node(child) for child in block.children]
+        numbers = [str(number) for number in range(len(nodes))]
+        shares = block.shares if isinstance(block, Average) else None
+        over = Stack(*numbers) if shares is None else Average(*numbers, weights=shares)
+        return bind(over, self.site, _Numbered(nodes))
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """Nodes under the names 0, 1, …"""
+
+    nodes: Sequence[Node | None]
+
+    def adapter(self, name: str, site: int) -> Adapter | None:
+        """As `Modules.adapter`."""
+        return cast("Adapter | None", self.nodes[int(name)])
+
+    def fusion(self, name: str, site: int) -> Fusion | None:
+        """As `Modules.fusion`: none."""
+        return None
+
+
+def _members(tree: Composition, site: int, modules: Modules) -> dict[str, nn.Module]:
+    """The modules of adapters and fusions in the tree, by name; a fusion's name says that it is one."""
+    adapters = {name: modules.adapter(name, site) for name in leaves(tree)}
+    fused = {f"fusion {fuse.name}": modules.fusion(fuse.name, site) for fuse in fusions(tree)}
+    return {name: module for name, module in {**adapters, **fused}.items() if module is not None}
+
+
+def _watched(members: Mapping[str, nn.Module]) -> tuple[_Watched, ...]:
+    return tuple(
+        (module._parameters, name, parameter, _version(parameter), parameter.data_ptr())
+        for member in members.values()
+        for module in member.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    )
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
