@@ -2,16 +2,17 @@
 
     Stack(a, b):       Δ₁ = a(read(0));  Δ = Δ₁ + b(read(Δ₁))
     Average(a, b; w):  Δ = Σ wᵢ aᵢ(read(0)),  Σ wᵢ = 1
-    Fuse(a, b, c):     Δ = V·Σ αᵢ uᵢ,  αᵢ = softmaxᵢ(q(h)·k(uᵢ)),  uᵢ = the change of member i alone
+    Fuse(a, b, c):     Δ = V·Σ αᵢ uᵢ,  αᵢ = softmaxᵢ(q(h)·k(uᵢ)),  uᵢ = what member i alone says
 
 The oracle of every other executor, and what training uses. A composition bound to one site is a `Node`: called with a
-reading and the change so far, it returns its own change, exactly as an adapter does. Members that have no module at a
-site are left out of it; routing blocks never arrive here (`route.py` lowers them).
+reading and the change so far, it returns its own change, exactly as an adapter does. What it *says* is that change
+before it is settled into the stream; the two differ only for members whose flags move the stream to where they write.
+Members that have no module at a site are left out of it; routing blocks never arrive here (`route.py` lowers them).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 from torch import Tensor
 
@@ -30,6 +31,14 @@ class Node(Protocol):
         ...
 
 
+class Member(Node, Protocol):
+    """A node that can be a member of a fusion."""
+
+    def change(self, reading: Reading, delta: Delta) -> Tensor:
+        """What the node says, (B, T, D), before it is settled into the stream."""
+        ...
+
+
 class Modules(Protocol):
     """Where the modules of named members are found."""
 
@@ -44,19 +53,23 @@ class Modules(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Stack:
-    members: Sequence[Node]
+    members: Sequence[Member]
 
     def __call__(self, reading: Reading, delta: Delta) -> Delta:
-        own = NO_DELTA
-        for member in self.members:
-            change = member(reading, delta)
-            own, delta = own.plus(change), delta.plus(change)
-        return own
+        return _in_turn(self.members, reading, delta)
+
+    def change(self, reading: Reading, delta: Delta) -> Tensor:
+        """What the earlier members change, and what the last one says on top of that."""
+        earlier = _in_turn(self.members[:-1], reading, delta)
+        said = self.members[-1].change(reading, delta.plus(earlier))
+        for part in (earlier.before, earlier.after):
+            said = said if part is None else part + said
+        return said
 
 
 @dataclass(frozen=True, slots=True)
 class _Average:
-    members: Sequence[tuple[float, Node]]
+    members: Sequence[tuple[float, Member]]
 
     def __call__(self, reading: Reading, delta: Delta) -> Delta:
         own = NO_DELTA
@@ -64,31 +77,43 @@ class _Average:
             own = own.plus(member(reading, delta).times(share))
         return own
 
+    def change(self, reading: Reading, delta: Delta) -> Tensor:
+        """The average of what the members say."""
+        (share, first), *others = self.members
+        said = first.change(reading, delta) * share
+        for share, member in others:
+            said = said + member.change(reading, delta) * share
+        return said
+
 
 @dataclass(frozen=True, slots=True)
 class _Fuse:
     fusion: Fusion
-    members: Sequence[Node | Adapter]
+    members: Sequence[Member]
     last: Adapter  # its flags say what the query reads, and where the result is written
 
     def __call__(self, reading: Reading, delta: Delta) -> Delta:
+        return self.last.settle(reading, delta, self.change(reading, delta))
+
+    def change(self, reading: Reading, delta: Delta) -> Tensor:
+        """The attended mean of what the members say."""
         config, last = self.fusion.config, self.last
-        changes = [_alone(member, reading, delta) for member in self.members]
+        said = [member.change(reading, delta) for member in self.members]
         before_norm = config.query_before_ln and not last.config.is_parallel  # a parallel adapter reads no norm
         query = reading.hidden(delta) if before_norm else last.read(reading, delta)
         residual = last.carried(reading, delta) if config.residual_before else None
-        return last.settle(reading, delta, self.fusion(query, changes, residual))
+        return self.fusion(query, said, residual)  # type: ignore[no-any-return]
 
 
-def _alone(member: Node | Adapter, reading: Reading, delta: Delta) -> Tensor:
-    if not isinstance(member, _Stack | _Average | _Fuse):  # a leaf: of tensors, or of symbols (formula.py)
-        return cast(Adapter, member).change(reading, delta)
-    change = member(reading, delta)
-    parts = [part for part in (change.before, change.after) if part is not None]
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+def _in_turn(members: Sequence[Member], reading: Reading, delta: Delta) -> Delta:
+    own = NO_DELTA
+    for member in members:
+        change = member(reading, delta)
+        own, delta = own.plus(change), delta.plus(change)
+    return own
 
 
-def bind(tree: Composition, site: int, modules: Modules) -> Node | None:
+def bind(tree: Composition, site: int, modules: Modules) -> Member | None:
     """The composition at one site, or None where none of it has a module there."""
     if tree is None:
         return None
