@@ -53,6 +53,7 @@ app = typer.Typer(
     name="graftwork",
     help="Train, compose, package and serve adapters on one frozen transformer.\n\nBegin with: graftwork demo",
     add_completion=False,
+    pretty_exceptions_enable=False,
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -1,0 +1,123 @@
+"""The story in Python, one function per arrow:
+
+    recipe.yaml ──train──► package ──push──► registry ──open_engine──► engine ──answer──► answers, in process
+                                                          └────────────serve────────────► answers, over HTTP
+                                      evaluate: a composition and labelled rows ──► scores
+
+The commands, the demo and the end-to-end test all call these; the README tells the same story. Nothing happens here that
+the rooms below do not do: this file only hands one room's result to the next.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftwork.build import open_model
+from graftwork.core.backbone import load_tokenizer
+from graftwork.errors import DataError, UserError
+from graftwork.recipe import DataSection, ModelSection, Recipe, load, override
+from graftwork.registry.store import Registry
+from graftwork.serve.engine import Engine
+from graftwork.serve.limits import Limits
+from graftwork.serve.server import serve as serve_engine
+from graftwork.train.data import read_split
+from graftwork.train.outcome import TrainResult
+from graftwork.train.run import train as run
+
+FIELDS = ("text", "text_pair", "tokens")  # what a row may be asked with; everything else in a file is not sent
+
+
+def read_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe file with some dotted keys changed. Raises RecipeError with every problem."""
+    recipe = load(path, check_files=not changes)
+    return override(recipe, changes) if changes else recipe
+
+
+def train(
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    command: str = "",
+) -> TrainResult:
+    """Train what a recipe says and write its package into the recipe's output folder. Raises UserErrors first."""
+    return run(recipe, registry=registry, resume=resume, overwrite=overwrite, progress=progress, command=command)
+
+
+def push(result: TrainResult, registry: Registry, name: str | None = None) -> str:
+    """Store the package of a run and return `name@version`."""
+    return registry.push(result.folder / "package", name or result.name)
+
+
+def open_engine(
+    model: str, registry: Registry, *, dtype: str = "float32", adapter_cache_size: int = 32, too_long: str = "refuse"
+) -> Engine:
+    """One frozen base with every package of a registry at hand. Raises BackboneError, UserError."""
+    section = ModelSection.model_validate({"name": model, "dtype": dtype})
+    return Engine(
+        open_model(section),
+        load_tokenizer(model),
+        registry,
+        adapter_cache_size=adapter_cache_size,
+        too_long=too_long,  # type: ignore[arg-type]
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one composition on labelled rows, `main` naming the one that counts, and the answers in order."""
+
+    composition: str
+    main: str
+    scores: Mapping[str, float]
+    answers: Sequence[Mapping[str, Any]]
+
+
+def evaluate(
+    engine: Engine,
+    adapters: str | None,
+    file: str,
+    *,
+    head: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Evaluation:
+    """Score a composition on a file of labelled rows, too long texts cut as in training. Raises DataError, UserErrors."""
+    task = engine.task(adapters, head)
+    rows = read_split(_file(file, columns), "train", task.kind)
+    answers = engine.answer([_asked(row, adapters, head) for row in rows])
+    failed = [f"{file}, row {n}: {a['error']['message']}" for n, a in enumerate(answers, start=1) if "error" in a]
+    if failed:
+        raise DataError([*failed[:20], *([f"and {len(failed) - 20} more"] if len(failed) > 20 else [])])
+    return Evaluation(str(answers[0]["adapters"]), task.main_score, task.score(answers, rows), answers)
+
+
+def predict(
+    engine: Engine, rows: Sequence[Mapping[str, Any]], adapters: str | None, head: str | None = None
+) -> list[dict[str, Any]]:
+    """One answer or error per row, in order; a row's own "adapters" and "head" go before the ones given here."""
+    return engine.answer([{**_asked(row, adapters, head), **_own(row)} for row in rows])
+
+
+def serve(
+    engine_factory: Callable[[], Engine], *, host: str = "127.0.0.1", port: int = 8000, limits: Limits | None = None
+) -> None:
+    """Answer over HTTP until stopped; the engine is made while the port is already open. Raises UserError."""
+    serve_engine(engine_factory, host=host, port=port, limits=limits or Limits())
+
+
+def _file(file: str, columns: Mapping[str, str] | None) -> DataSection:
+    if not Path(file).is_file():
+        raise UserError(f"{file}: no such file; give rows as .jsonl, .csv or .parquet")
+    return DataSection.model_validate({"train": str(Path(file).resolve()), "columns": dict(columns or {})})
+
+
+def _asked(row: Mapping[str, Any], adapters: str | None, head: str | None) -> dict[str, Any]:
+    fields = {key: row[key] for key in FIELDS if row.get(key) is not None}
+    return {**fields, "adapters": adapters, **({} if head is None else {"head": head})}
+
+
+def _own(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("adapters", "head") if key in row}
