@@ -31,11 +31,13 @@ log = logging.getLogger("graftwork.serve")
 def failure(error: Exception, root: Path) -> Outcome:
     """The outcome of a row that met `error`; `root`, the registry's folder, is not shown."""
     code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
-    if isinstance(error, GraftworkError):
-        return {"error": {"code": code, "message": public(str(error), root)}}
-    number = uuid.uuid4().hex[:12]
-    log.error("row failed, number %s", number, exc_info=error)
-    return {"error": {"code": code, "message": f"this row could not be answered; the server's log has it as {number}"}}
+    message = public(str(error), root)
+    if code == "internal":
+        number = uuid.uuid4().hex[:12]
+        log.error("row failed, number %s", number, exc_info=error)
+        said = message if isinstance(error, GraftworkError) else "this row could not be answered"
+        message = f"{said}; the log has it as {number}"
+    return {"error": {"code": code, "message": message}}
 
 
 def public(message: str, root: Path) -> str:

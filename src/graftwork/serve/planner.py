@@ -164,7 +164,8 @@ def head_of(tree: Composition, asked: str | None, catalog: Catalog) -> Found:
     named = top(tree)
     if named is not None and catalog.find(named).manifest.head is not None:
         return catalog.find(named)
-    raise AdapterError(f"which head answers {show(tree)}? {_say(held, catalog)}")
+    what = "the frozen base alone" if tree is None else show(tree)
+    raise AdapterError(f"which head answers {what}? {_say(held, catalog)}")
 
 
 def task_of(head: Found) -> Task:
@@ -203,6 +204,4 @@ def _version_held(asked: str, held: Sequence[str], first: str | None) -> str:
 
 def _say(held: Sequence[str], catalog: Catalog) -> str:
     heads = [f'"{name}"' for name in held if catalog.find(name).manifest.head is not None]
-    if heads:
-        return f'say "head": {" or ".join(heads)}'
-    return 'say "head": the name of a package that has one; ' + ("none of these has" if held else '"none" has none')
+    return f'say "head": {" or ".join(heads) or "the name of a package that has one"}'
