@@ -10,7 +10,8 @@ Members are installed under their exact reference (`hi@3`), so that a compositio
 Nothing is read here but models, tokenizers and packages; nothing is written.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,12 +36,19 @@ def open_model(section: ModelSection) -> AdapterModel:
     """The frozen base that a recipe names, without adapters. Raises BackboneError."""
     dtype = "auto" if section.dtype == "auto" else getattr(torch, section.dtype)
     revision = {} if section.revision is None else {"revision": section.revision}
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # a bar for weights that take a second belongs into no one's log
-    try:
+    with without_bars():
         return AutoAdapterModel.from_pretrained(section.name, dtype=dtype, **revision)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers from drawing a progress bar for a second of loading or saving, which fills people's logs."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
-        if bars:
+        if enabled:
             logging.enable_progress_bar()
 
 

@@ -68,7 +68,8 @@ def read_result(folder: RunFolder) -> TrainResult:
     known = {one.name for one in fields(TrainResult) if one.metadata.get("written", True)}
     if not isinstance(contents, dict) or contents.keys() != known:
         raise PackageError(f"{folder.result}: is not the result of a run; start again with --overwrite")
-    return TrainResult(**contents, folder=folder.path, package=read(folder.package))  # type: ignore[arg-type]
+    notes = tuple(contents.pop("notes") or ())  # type: ignore[arg-type]
+    return TrainResult(**contents, notes=notes, folder=folder.path, package=read(folder.package))  # type: ignore[arg-type]
 
 
 def _plain(result: TrainResult) -> dict[str, Any]:

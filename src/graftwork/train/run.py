@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import TrainerState
 
-from graftwork.build import open_model
+from graftwork.build import open_model, without_bars
 from graftwork.compose.tree import show
 from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
@@ -134,7 +134,7 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
 def _tuned(job: Job, folder: RunFolder, learner: FullModel) -> AdapterModel:
     """The tuned base, written as a model folder and opened from there, with its head: what is scored is on disk."""
     fresh = sibling(folder.model)
-    with named(folder.model):
+    with named(folder.model), without_bars():
         learner.model.base.save_pretrained(fresh)
         job.encoder.tokenizer.save_pretrained(fresh)
         shutil.rmtree(folder.model, ignore_errors=True)

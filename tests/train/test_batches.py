@@ -1,0 +1,57 @@
+"""Batches of tokenised rows: what `TextEncoder.pad` makes of the same rows, for every task and vocabulary."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from graftwork.tasks.kinds import task_class
+from graftwork.tasks.text import TextEncoder
+from graftwork.train.batches import EncodedRows, as_it_is
+from tests.tasks import vocabularies
+from tests.train import small
+
+WORDS = st.lists(st.sampled_from([*small.GOOD, *small.FILLERS]), min_size=1, max_size=12)
+LABELS = {"classification": ("a", "b"), "pair": ("a", "b"), "regression": (), "tagging": ("O", "B-x")}
+
+
+def row_of(kind: str, words: list[str]) -> dict[str, Any]:
+    text = " ".join(words)
+    return {
+        "classification": {"text": text, "label": "ab"[len(words) % 2]},
+        "pair": {"text": text, "text_pair": text[: len(text) // 2] + "x", "label": "b"},
+        "regression": {"text": text, "label": len(words) / 3},
+        "tagging": {"tokens": words, "tags": ["O" if len(word) % 2 else "B-x" for word in words]},
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", sorted(LABELS))
+@pytest.mark.parametrize("vocabulary", ["minilm", "gpt2", "xlmr"])
+@given(texts=st.lists(WORDS, min_size=1, max_size=6), data=st.data())
+def test_a_batch_is_what_the_encoder_pads(
+    kind: str, vocabulary: str, texts: list[list[str]], data: st.DataObject
+) -> None:
+    encoder = TextEncoder(vocabularies.tokenizer(vocabulary), 16, "truncate")
+    task = task_class(kind)(labels=LABELS[kind], max_length=16)
+    rows = task.encode([row_of(kind, words) for words in texts], encoder, with_labels=True)
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=8))
+    batch, expected = EncodedRows(rows, encoder).__getitems__(chosen), encoder.pad([rows[row] for row in chosen])
+    assert batch.keys() == expected.keys()
+    for field, tensor in expected.items():
+        assert batch[field].dtype == tensor.dtype
+        assert torch.equal(batch[field], tensor), field
+
+
+def test_a_loader_hands_out_batches_whole() -> None:
+    encoder = TextEncoder(small.tokenizer(), 32)
+    task = task_class("classification")(labels=("bad", "good"), max_length=32)
+    encoded = task.encode(small.texts(5), encoder, with_labels=True)
+    rows = EncodedRows(encoded, encoder)
+    batches = list(DataLoader(rows, batch_size=2, collate_fn=as_it_is))
+    assert [len(batch["labels"]) for batch in batches] == [2, 2, 1]
+    assert len(rows) == 5
+    assert rows.lengths.tolist() == [len(row.input_ids) for row in encoded]
+    assert torch.equal(rows[4]["input_ids"], batches[2]["input_ids"])
