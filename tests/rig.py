@@ -26,7 +26,7 @@ ZOO = {
 
 
 class Rig:
-    """Backbone, parts and planner of one family; every parameter of every adapter is random and large enough to matter."""
+    """Backbone, parts and planner of one family; every parameter is random and large enough to matter."""
 
     def __init__(self, family: str, adapters: Mapping[str, Any] = ZOO) -> None:
         self.backbone = Backbone(tiny.model(family))

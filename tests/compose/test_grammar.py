@@ -70,7 +70,10 @@ def test_written_forms(text: str, tree: Composition) -> None:
         ("a b", "at character 2: expected the end, found 'b'"),
         ("(a)", r"at character 0: expected a name or a block, found '\('"),
         ("Stack(é)", "at character 6: expected a name or a block, found 'é'"),
-        ("Stick(a)", "at character 0: 'Stick' is not a block, the blocks are Stack, Fuse, Average, Parallel, Split, Ba"),
+        (
+            "Stick(a)",
+            "at character 0: 'Stick' is not a block, the blocks are Stack, Fuse, Average, Parallel, Split, Ba",
+        ),
         ("Stack(a, fuse(b))", "at character 9: 'fuse' is not a block"),
         ("none(a)", r"at character 4: expected the end, found '\('"),
         ("Average(a:x, b:1)", "at character 10: expected a number, found 'x'"),
@@ -126,7 +129,9 @@ def test_compositions_as_people_write_them(value: Any, tree: Composition) -> Non
 
 @pytest.mark.parametrize("value", [3, [], (), {"a": 1}, 0.5])
 def test_what_is_no_composition(value: Any) -> None:
-    with pytest.raises(CompositionError, match=r"is not a composition: give a name, an expression such as 'Stack\(a, b"):
+    with pytest.raises(
+        CompositionError, match=r"is not a composition: give a name, an expression such as 'Stack\(a, b"
+    ):
         as_composition(value)
 
 
@@ -145,5 +150,5 @@ def test_a_fusion_keeps_its_name_unless_another_is_given() -> None:
 
 @pytest.mark.parametrize("value", ["Stack(a, b)", Stack("a", "b"), None, 3])
 def test_what_is_no_fusion(value: Any) -> None:
-    with pytest.raises(CompositionError, match="is not a fusion: give Fuse|is not a composition"):
+    with pytest.raises(CompositionError, match=r"is not a fusion: give Fuse|is not a composition"):
         as_fuse(value)

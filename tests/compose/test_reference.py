@@ -55,7 +55,7 @@ class Literal:
             config.non_linearity
         ](z)
         scale = module.scale if module.scale is not None else config.scaling
-        u: Tensor = scale * (z @ module.up.weight.T + module.up.bias)  # type: ignore[operator]
+        u: Tensor = scale * (z @ module.up.weight.T + module.up.bias)
         if module.gate is not None:
             u = u * torch.sigmoid(x @ module.gate.weight.T + module.gate.bias).mean(1, keepdim=True)
         return u if module.norm_after is None else module.norm_after(u)
@@ -91,7 +91,7 @@ class Literal:
             changes = [self.change(child, b, a) for child in tree.children]
             weights = tree.weights or [1.0] * len(changes)
             parts = [sum(w * c[i] for w, c in zip(weights, changes, strict=True)) / sum(weights) for i in (0, 1)]
-            return parts[0], parts[1]  # type: ignore[return-value]
+            return parts[0], parts[1]
         assert isinstance(tree, Fuse)
         return self.writes(self.last(tree), self.attended(tree, b, a), b, a) if self.present(tree) else none
 
@@ -119,7 +119,7 @@ class Literal:
         if isinstance(tree, Average):
             weights = tree.weights or [1.0] * len(tree.children)
             total = sum(w * self.said(child, b, a) for w, child in zip(weights, tree.children, strict=True))
-            return total / sum(weights)  # type: ignore[return-value,operator]
+            return total / sum(weights)
         assert isinstance(tree, Fuse)
         return self.attended(tree, b, a)
 
@@ -140,7 +140,7 @@ class Literal:
         mixed = sum(alpha[..., k : k + 1] * (u + carried) for k, u in enumerate(ups))
         if "value.weight" in weight:
             mixed = mixed @ weight["value.weight"].T
-        return mixed - carried  # type: ignore[no-any-return]
+        return mixed - carried
 
 
 def at_site(tree: Composition, site: int, norm: bool, config: FusionConfig = FUSIONS["dynamic"]) -> None:
@@ -171,7 +171,9 @@ def test_fusions_of_every_configuration_are_their_formulas(
     tree: Composition, norm: bool, before_norm: bool, inside: bool
 ) -> None:
     config = replace(FUSIONS["dynamic"], query_before_ln=before_norm, residual_before=inside)
-    at_site(Stack("seq", Fuse("double", Stack("par", "seq"), Average("plus", "carry"), name="f"), tree), 1, norm, config)
+    at_site(
+        Stack("seq", Fuse("double", Stack("par", "seq"), Average("plus", "carry"), name="f"), tree), 1, norm, config
+    )
 
 
 def deltas(tree: Composition, site: int = 1) -> Delta:

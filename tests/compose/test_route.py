@@ -1,4 +1,4 @@
-"""Routing: rows and tokens go where the composition says, each exactly once; a mixed batch is its rows one at a time."""
+"""Routing: rows and tokens go where the composition says, each once; a mixed batch is its rows one at a time."""
 
 from collections import Counter
 from typing import Any
@@ -141,7 +141,9 @@ def test_token_counts_must_agree(tree: str, message: str) -> None:
 
 def test_rows_of_one_batch_are_equally_long() -> None:
     lanes = lanes_of_rows([Split("a", splits=[3]), Split("a", splits=[4])])
-    with pytest.raises(CompositionError, match=r"the Splits of one batch cover \[3, 4\] tokens; its rows are equally long"):
+    with pytest.raises(
+        CompositionError, match=r"the Splits of one batch cover \[3, 4\] tokens; its rows are equally long"
+    ):
         route(lanes, None, 2, lambda tree: (None,))
 
 
@@ -271,7 +273,9 @@ def test_a_composition_of_the_batch_is_its_rows_one_at_a_time(family: str, tree:
 @pytest.mark.parametrize("family", tiny.MAKERS)
 def test_mixed_batches_on_every_family(family: str) -> None:
     rig = Rig(family, {"seq": ZOO["seq"], "double": ZOO["double"], "par": ZOO["par"], "plus": ZOO["plus"]})
-    trees = [parse(text) for text in ("seq", "none", "Stack(double, plus)", "Fuse(par, seq, name=f)", "Average(seq, par)")]
+    trees = [
+        parse(text) for text in ("seq", "none", "Stack(double, plus)", "Fuse(par, seq, name=f)", "Average(seq, par)")
+    ]
     rig.learn_fusions(trees)
     inputs = tiny.inputs(family, rows=5)
     with torch.no_grad():

@@ -103,16 +103,25 @@ def test_shares_sum_to_one() -> None:
         (lambda: Split("a", PAIR, splits=[1, 1]), r"Split cannot hold Parallel\(a, b\): tokens of one row cannot be"),
         (lambda: Split("a", ROWS, splits=[1, 1]), r"Split cannot hold BatchSplit\(a:1, b:1\): tokens of one row"),
         (lambda: Split(Stack(ROWS), splits=[1]), "Split holds a Parallel or BatchSplit: tokens of one row cannot"),
-        (lambda: Stack(PAIR, "c", PAIR), "holds more than one Parallel: one Parallel in a composition decides how often"),
+        (
+            lambda: Stack(PAIR, "c", PAIR),
+            "holds more than one Parallel: one Parallel in a composition decides how often",
+        ),
         (lambda: Stack(Stack("c", PAIR), ROWS, Stack(PAIR)), "holds more than one Parallel"),
         (lambda: Stack(), r"Stack needs at least 1 member\(s\), got 0"),
         (lambda: Average(weights=[]), r"Average needs at least 1 member\(s\), got 0"),
         (lambda: Stack("a b"), "'a b' is not a name: begin with a letter or digit"),
-        (lambda: Stack(3), "3 cannot stand in a composition: use a name, None, or one of Stack, Fuse, Average, Parallel"),
+        (
+            lambda: Stack(3),
+            "3 cannot stand in a composition: use a name, None, or one of Stack, Fuse, Average, Parallel",
+        ),
         (lambda: Stack(["a"]), r"\['a'\] cannot stand in a composition"),
         (lambda: Fuse("a", name="x y"), "'x y' is not a name"),
         (lambda: Average("a", "b", weights=[1]), r"Average has 2 members but 1 weights: \[1\]"),
-        (lambda: Average("a", "b", weights=[1, -1]), r"weights \[1, -1\] must be finite numbers and must not sum to zero"),
+        (
+            lambda: Average("a", "b", weights=[1, -1]),
+            r"weights \[1, -1\] must be finite numbers and must not sum to zero",
+        ),
         (lambda: Average("a", weights=[float("nan")]), r"weights \[nan\] must be finite"),
         (lambda: Average("a", "b", weights=[1e308, 1e308]), "must be finite"),
         (lambda: Average("a", weights=["much"]), r"weights \['much'\] must be finite numbers"),
@@ -120,7 +129,10 @@ def test_shares_sum_to_one() -> None:
         (lambda: Split("a", splits=[0]), r"Split splits \[0\]: each must be a whole number of at least 1"),
         (lambda: Split("a", splits=[1.5]), r"Split splits \[1.5\]: each must be a whole number"),
         (lambda: BatchSplit("a", batch_sizes=[True]), r"BatchSplit batch_sizes \[True\]: each must be a whole number"),
-        (lambda: Split("c", RUNS, splits=[1, 4]), r"Split\(a:1, b:2\) covers 3 tokens but stands where 4 are split off"),
+        (
+            lambda: Split("c", RUNS, splits=[1, 4]),
+            r"Split\(a:1, b:2\) covers 3 tokens but stands where 4 are split off",
+        ),
         (lambda: BatchSplit("c", ROWS, batch_sizes=[1, 3]), r"BatchSplit\(a:1, b:1\) covers 2 rows but stands where 3"),
     ],
 )
@@ -137,12 +149,16 @@ def test_nesting_has_an_end() -> None:
         Average("b", tree)
 
 
-@pytest.mark.parametrize("name", ["a", "7", "sst-2", "hi.wiki", "x_1", "org/name", "ner@3", "ner@latest", "Stack", "name"])
+@pytest.mark.parametrize(
+    "name", ["a", "7", "sst-2", "hi.wiki", "x_1", "org/name", "ner@3", "ner@latest", "Stack", "name"]
+)
 def test_names(name: str) -> None:
     assert check_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", "none", "-a", ".a", "/a", "a b", "a,b", "a:1", "a(b)", "a@", "a@b@c", "é", "a\n", 3])
+@pytest.mark.parametrize(
+    "name", ["", "none", "-a", ".a", "/a", "a b", "a,b", "a:1", "a(b)", "a@", "a@b@c", "é", "a\n", 3]
+)
 def test_what_is_no_name(name: str) -> None:
     with pytest.raises(CompositionError, match=r"is not a name: begin with a letter or digit.*'none' is taken"):
         check_name(name)

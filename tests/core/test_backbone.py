@@ -211,8 +211,8 @@ def test_a_base_of_mixed_types_works_with_every_kind_of_adapter(setup: Any, tmp_
 
 def test_float8_weights_do_not_make_float8_adapters() -> None:
     backbone = Backbone(tiny.model("llama").to(torch.bfloat16))
-    for layer in backbone.trunk.layers:  # type: ignore[union-attr]
-        layer.mlp.down_proj.weight.data = layer.mlp.down_proj.weight.data.to(torch.float8_e4m3fn)  # type: ignore[union-attr,operator]
+    for layer in backbone.trunk.layers:
+        layer.mlp.down_proj.weight.data = layer.mlp.down_proj.weight.data.to(torch.float8_e4m3fn)
     assert placements(backbone) == {("cpu", torch.bfloat16)}
 
 

@@ -104,7 +104,7 @@ def by_hand(family: str, rig: Rig, form: Form, inputs: dict[str, Tensor]) -> Ten
         x = after(2 * number, attention, x, lambda stream: stream)
         inner = layer.mlp(layer.post_attention_layernorm(x))
         x = after(2 * number + 1, inner, x, lambda stream: stream)
-    return trunk.norm(x)  # type: ignore[no-any-return]
+    return trunk.norm(x)
 
 
 @pytest.mark.parametrize("config", FORMS)
@@ -197,7 +197,7 @@ def test_factors_by_layer() -> None:
 
 
 def test_layers_and_kinds_that_are_left_out() -> None:
-    config = BottleneckConfig(leave_out=[0, 4], cross_adapter=True)  # type: ignore[arg-type]
+    config = BottleneckConfig(leave_out=[0, 4], cross_adapter=True)
     assert config.leave_out == (0, 4)
     backbone = Backbone(tiny.model("bart"))
     built = [site.name for site in backbone.sites if config.build(site)]
@@ -255,7 +255,7 @@ def test_initial_weights_follow_their_distribution(init: str, std: float) -> Non
         assert norm is not None
         assert torch.equal(norm.weight, torch.ones(400))
         assert not norm.bias.any()
-    assert torch.equal(module.scale, torch.ones(400))  # type: ignore[arg-type]
+    assert torch.equal(module.scale, torch.ones(400))
 
 
 def test_initial_weights_of_a_parallel_adapter() -> None:
@@ -264,7 +264,7 @@ def test_initial_weights_of_a_parallel_adapter() -> None:
     assert not module.up.weight.any()
     assert float(module.down.weight.detach().abs().max()) == pytest.approx(bound, rel=0.01)
     assert float(module.down.weight.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.02)
-    assert torch.equal(built(scaling="learned").scale, torch.ones(1))  # type: ignore[arg-type]
+    assert torch.equal(built(scaling="learned").scale, torch.ones(1))
 
 
 def weights(seed: int | None, stream: int, init: str = "bert") -> Tensor:
@@ -276,14 +276,14 @@ def weights(seed: int | None, stream: int, init: str = "bert") -> Tensor:
 @pytest.mark.parametrize("init", INITS)
 def test_a_seed_fixes_the_weights_of_each_site_and_touches_no_global_generator(init: str) -> None:
     torch.manual_seed(7)
-    state, python, array = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].copy()  # type: ignore[index,union-attr]
+    state, python, array = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].copy()
     for seed in (0, 1, 2**32 - 1):
         assert torch.equal(weights(seed, 3, init), weights(seed, 3, init))
         assert not torch.equal(weights(seed, 3, init), weights(seed, 4, init))
     assert not torch.equal(weights(0, 3, init), weights(1, 3, init))
     assert torch.equal(torch.get_rng_state(), state)
     assert random.getstate() == python
-    assert (numpy.random.get_state()[1] == array).all()  # type: ignore[index]
+    assert (numpy.random.get_state()[1] == array).all()
     assert not torch.equal(weights(None, 3, init), weights(None, 3, init))
     assert not torch.equal(torch.get_rng_state(), state)
 
@@ -367,7 +367,7 @@ def test_choices_without_a_meaning_are_refused(choices: dict[str, Any], message:
 
 def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(AdapterError, match=r"ln_after 2 .*; dropout 2 .*"):
-        BottleneckConfig(ln_after=2, dropout=2)  # type: ignore[arg-type]
+        BottleneckConfig(ln_after=2, dropout=2)
 
 
 def test_activations_by_name() -> None:

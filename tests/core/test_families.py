@@ -12,7 +12,7 @@ from tests import tiny
 def test_each_model_type_has_one_row() -> None:
     counts = Counter(name for family in FAMILIES for name in family.model_types)
     assert set(counts.values()) == {1}
-    assert OF_MODEL_TYPE == {name: family for family in FAMILIES for name in family.model_types}
+    assert {name: family for family in FAMILIES for name in family.model_types} == OF_MODEL_TYPE
 
 
 def test_kinds_of_sites_are_known_and_each_stack_names_its_layers() -> None:

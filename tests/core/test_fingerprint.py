@@ -1,4 +1,4 @@
-"""The fingerprint: the same trunk has one, however it is loaded; another trunk, or another way to compute, has another."""
+"""The fingerprint: one for a trunk however it is loaded; another for other weights or another way to compute."""
 
 import copy
 import os
@@ -209,6 +209,6 @@ def test_it_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = Backbone(tiny.model("bert"))
     first = backbone.fingerprint
     with torch.no_grad():
-        backbone.trunk.embeddings.word_embeddings.weight.zero_()  # type: ignore[union-attr,operator]
+        backbone.trunk.embeddings.word_embeddings.weight.zero_()
     assert backbone.fingerprint == first
     assert len(first) == 64

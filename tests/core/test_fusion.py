@@ -153,4 +153,4 @@ def test_a_dropout_out_of_range_is_refused(value: Any) -> None:
 
 def test_switches_must_be_true_or_false() -> None:
     with pytest.raises(AdapterError, match=r"fusion: query 1 must be true or false; value 'no' must be true or false"):
-        FusionConfig(query=1, value="no")  # type: ignore[arg-type]
+        FusionConfig(query=1, value="no")

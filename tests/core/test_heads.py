@@ -146,15 +146,25 @@ def test_regression_is_the_mean_squared_error() -> None:
 @pytest.mark.parametrize(
     ("kind", "labels", "message"),
     [
-        ("classification", torch.zeros(2).long(), r"classification labels of shape \(2,\) for logits \(3, 4\); expected"),
+        (
+            "classification",
+            torch.zeros(2).long(),
+            r"classification labels of shape \(2,\) for logits \(3, 4\); expected",
+        ),
         ("classification", torch.zeros(B), "classification labels are label numbers, not torch.float32"),
         ("regression", torch.zeros(1), r"regression labels of shape \(1,\) for logits \(3, 1\); expected \(3,\)"),
         ("regression", torch.zeros(B, B), r"regression labels of shape \(3, 3\)"),
-        ("tagging", torch.zeros(B, 4).long(), r"tagging labels of shape \(3, 4\) for logits \(3, 5, 4\); expected \(3, 5"),
+        (
+            "tagging",
+            torch.zeros(B, 4).long(),
+            r"tagging labels of shape \(3, 4\) for logits \(3, 5, 4\); expected \(3, 5",
+        ),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(kind: str, labels: Tensor, message: str) -> None:
-    module = head(kind=kind, num_outputs=1 if kind == "regression" else 4, pooling="none" if kind == "tagging" else "mean")
+    module = head(
+        kind=kind, num_outputs=1 if kind == "regression" else 4, pooling="none" if kind == "tagging" else "mean"
+    )
     with pytest.raises(AdapterError, match=message):
         module.loss(module(hidden(), None), labels)
 

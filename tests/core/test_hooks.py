@@ -1,4 +1,4 @@
-"""Hooks and the runtime: a route lives for exactly one forward, in one thread, of one model, and leaves nothing behind."""
+"""Hooks and the runtime: a route lives for one forward, in one thread, of one model, and leaves nothing behind."""
 
 import copy
 import pickle
@@ -77,11 +77,11 @@ def test_without_a_route_the_model_is_the_base(family: str) -> None:
 @pytest.mark.parametrize("after", [False, True])
 def test_a_change_is_written_before_the_add_or_after_the_norm(after: bool) -> None:
     backbone = Backbone(tiny.model("bert"))
-    backbone.trunk.encoder.layer = backbone.trunk.encoder.layer[:1]  # type: ignore[union-attr,index,operator]
-    layer: Any = backbone.trunk.encoder.layer[0]  # type: ignore[union-attr,index]
+    backbone.trunk.encoder.layer = backbone.trunk.encoder.layer[:1]
+    layer: Any = backbone.trunk.encoder.layer[0]
     inputs = tiny.inputs("bert")
     with torch.no_grad():
-        x = backbone.trunk.embeddings(inputs["input_ids"])  # type: ignore[operator]
+        x = backbone.trunk.embeddings(inputs["input_ids"])
         h = layer.attention.output.dense(layer.attention.self(x)[0])
         norm = layer.attention.output.LayerNorm
         x = norm(h + x) + 0.5 if after else norm(h + 0.5 + x)

@@ -65,7 +65,10 @@ def test_names_and_aliases() -> None:
             {"reduction_factor": {"0": 8, "default": 16}, "leave_out": (3,)},
         ),
         ("seq_bn[residual_before_ln=post_add]", {"residual_before_ln": "post_add"}),
-        ("seq_bn[residual_before_ln='post_add',use_gating=true]", {"residual_before_ln": "post_add", "use_gating": True}),
+        (
+            "seq_bn[residual_before_ln='post_add',use_gating=true]",
+            {"residual_before_ln": "post_add", "use_gating": True},
+        ),
         ("seq_bn[scaling=learned,init_weights_seed=none]", {"scaling": "learned"}),
     ],
 )
@@ -113,7 +116,10 @@ def test_written_as_plain_data_and_read_back(config: BottleneckConfig) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("seq_bm", r"'seq_bm' is unknown, did you mean 'seq_bn'\?; there are seq_bn, .*\(aliases pfeiffer.*with flags as"),
+        (
+            "seq_bm",
+            r"'seq_bm' is unknown, did you mean 'seq_bn'\?; there are seq_bn, .*\(aliases pfeiffer.*with flags as",
+        ),
         ("xyz", r"'xyz' is unknown; there are seq_bn, double_seq_bn"),
         ("seq_bn[reduction_factor=8", r"'seq_bn\[reduction_factor=8' is unknown"),
         ("", "'' is unknown"),

@@ -34,11 +34,11 @@ def test_changes_add_and_scale_and_none_is_zero() -> None:
     assert NO_DELTA.plus(NO_DELTA) == NO_DELTA
     left, right = Delta(before=one), Delta(before=one, after=3 * one)
     total = left.plus(right).plus(NO_DELTA)
-    assert torch.equal(total.before, 2 * one)  # type: ignore[arg-type]
-    assert torch.equal(total.after, 3 * one)  # type: ignore[arg-type]
+    assert torch.equal(total.before, 2 * one)
+    assert torch.equal(total.after, 3 * one)
     half = right.times(0.5)
-    assert torch.equal(half.before, 0.5 * one)  # type: ignore[arg-type]
-    assert torch.equal(half.after, 1.5 * one)  # type: ignore[arg-type]
+    assert torch.equal(half.before, 0.5 * one)
+    assert torch.equal(half.after, 1.5 * one)
     assert NO_DELTA.times(7.0) == NO_DELTA
 
 

@@ -68,7 +68,8 @@ def answer(
     mask: Tensor | None,
     labels: Tensor | None,
 ) -> AdapterOutput:
-    """Run each row's head: one name in `heads` per row of hidden (B, T, D); mask (B, T), labels (B,) or (B, T)."""
+    """Run each row's head: one name in `heads` per row of hidden (B, T, D); mask (B or 1, T), labels (B,) or (B, T)."""
+    mask = None if mask is None else mask.expand(len(heads), -1)
     by_head: dict[str, list[int]] = {}
     for row, name in enumerate(heads):
         by_head.setdefault(name, []).append(row)
