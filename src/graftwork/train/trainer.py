@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 
-from graftwork.compose.tree import leaves, show
+from graftwork.compose.tree import fusions, leaves, show
 from graftwork.errors import AdapterError, PackageError
 from graftwork.model import AdapterModel
 from graftwork.train.batches import EncodedRows
@@ -77,16 +77,23 @@ def check_model(model: nn.Module, needs_training: bool) -> None:
             "model.train_adapter_fusion(Fuse(...)), before training; the model has the adapters "
             f"{', '.join(model.parts.adapter_configs) or 'none yet: call add_adapter first'}"
         )
-    idle = [name for name in model.parts.adapter_configs if _trains(model, name)] if needs_training else []
-    if idle := [name for name in idle if name not in leaves(model.active_adapters)]:
+    chosen = [key for key in (*_parts(model, "adapters"), *_parts(model, "fusions")) if _trains(model, *key)]
+    running = {*leaves(model.active_adapters), *(fuse.name for fuse in fusions(model.active_adapters))}
+    if needs_training and chosen and not any(name in running for _, name in chosen):
         raise AdapterError(
-            f"adapter {', '.join(idle)} is to be trained but does not run: the active setup is "
-            f"{show(model.active_adapters)}. Call model.set_active_adapters with a composition that holds it"
+            f"{', '.join(name for _, name in chosen)} would be trained but does not run: the active setup is "
+            f"{show(model.active_adapters)}. Call model.train_adapter(name), or model.set_active_adapters with a "
+            "composition that holds it"
         )
 
 
-def _trains(model: AdapterModel, adapter: str) -> bool:
-    modules = model.parts.modules_of("adapters", adapter).values()
+def _parts(model: AdapterModel, table: str) -> list[tuple[str, str]]:
+    names = model.parts.adapter_configs if table == "adapters" else model.parts.fusion_records
+    return [(table, name) for name in names]
+
+
+def _trains(model: AdapterModel, table: str, name: str) -> bool:
+    modules = model.parts.modules_of(table, name).values()
     return any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
 

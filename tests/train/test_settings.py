@@ -1,0 +1,80 @@
+"""A recipe's training section as TrainingArguments: every key arrives, steps are counted right."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from graftwork.recipe import TrainingSection
+from graftwork.train.settings import arguments, steps_per_epoch, total_steps, wants_bf16
+from tests.train import small
+
+
+def test_every_setting_arrives(tmp_path: Path) -> None:
+    made = small.recipe(
+        tmp_path,
+        {
+            "training": {
+                "epochs": 3,
+                "batch_size": 4,
+                "learning_rate": 2e-3,
+                "warmup_ratio": 0.5,
+                "lr_scheduler": "cosine",
+                "weight_decay": 0.3,
+                "seed": 11,
+                "eval_batch_size": 6,
+                "gradient_accumulation": 2,
+                "max_grad_norm": 0.7,
+                "logging_steps": 9,
+                "bf16": False,
+            }
+        },
+    )
+    found = arguments(made, tmp_path / "checkpoints", 41, "accuracy")
+    expected = {
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 2e-3,
+        "warmup_steps": 9,  # half of 3 * ceil(ceil(41 / 4) / 2) = 18
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.3,
+        "seed": 11,
+        "per_device_eval_batch_size": 6,
+        "gradient_accumulation_steps": 2,
+        "max_grad_norm": 0.7,
+        "logging_steps": 9,
+        "bf16": False,
+        "max_steps": -1,
+        "metric_for_best_model": "accuracy",
+        "greater_is_better": True,
+        "output_dir": str(tmp_path / "checkpoints"),
+    }
+    assert {key: getattr(found, key) for key in expected} == expected
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("metric", ["mse", "loss"])
+def test_errors_are_better_when_lower(tmp_path: Path, metric: str) -> None:
+    assert arguments(small.recipe(tmp_path), tmp_path, 40, metric).greater_is_better is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "epoch", "total"),
+    [
+        ({"batch_size": 8, "epochs": 2}, 40, 5, 10),
+        ({"batch_size": 8, "epochs": 2}, 41, 6, 12),
+        ({"batch_size": 8, "epochs": 2, "gradient_accumulation": 4}, 41, 2, 4),
+        ({"batch_size": 8, "epochs": 2, "max_steps": 3}, 41, 6, 3),
+    ],
+)
+def test_steps(settings: dict[str, Any], rows: int, epoch: int, total: int) -> None:
+    training = TrainingSection(**settings)
+    assert (steps_per_epoch(training, rows), total_steps(training, rows)) == (epoch, total)
+
+
+def test_mixed_precision_is_as_told_or_where_a_gpu_has_it() -> None:
+    assert wants_bf16(TrainingSection(bf16=True))
+    assert not wants_bf16(TrainingSection(bf16=False))
+    has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    assert wants_bf16(TrainingSection()) == has_it
