@@ -38,13 +38,15 @@ class Rig:
         randomise(self.parts.parameters())
 
     def learn_fusions(self, trees: Iterable[Composition], config: FusionConfig = FUSIONS["dynamic"]) -> None:
-        """Add every fusion of the compositions that is not there yet."""
+        """Have exactly the fusions of these compositions, with random weights; those of earlier calls go."""
+        for name in list(self.parts.fusion_records):
+            self.parts.remove("fusions", name)
         for fuse in (fuse for tree in trees for fuse in fusions(tree)):
             if fuse.name not in self.parts.fusion_records:
                 self.parts.add_fusion(fuse, config, self.backbone)
                 for seed, module in enumerate(self.parts.modules_of("fusions", fuse.name).values()):
                     randomise(module.parameters(), seed)
-                self.planner.forget()
+        self.planner.forget()
 
     def run(self, setup: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """The last hidden state (B, T, D) under a composition, or a list of one per row."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from graftwork.compose.reference import bind, program
-from graftwork.compose.tree import Average, BatchSplit, Composition, Fuse, Parallel, Split, Stack, fusions, leaves
+from graftwork.compose.tree import Average, BatchSplit, Composition, Fuse, Parallel, Split, Stack, leaves
 from graftwork.core.bottleneck import Bottleneck
 from graftwork.core.fusion import FUSIONS, FusionConfig
 from graftwork.core.site import NO_DELTA, Delta, Reading
@@ -144,11 +144,8 @@ class Literal:
 
 
 def at_site(tree: Composition, site: int, norm: bool, config: FusionConfig = FUSIONS["dynamic"]) -> None:
-    for fuse in fusions(tree):
-        RIG.parts.remove("fusions", fuse.name)
-    RIG.parts.double()
     RIG.learn_fusions([tree], config)
-    RIG.parts.double()
+    RIG.parts.fusions.double()
     generator = torch.Generator().manual_seed(site)
     h, r = (torch.randn(2, 3, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2))
     layer_norm = nn.LayerNorm(WIDTH, dtype=torch.float64) if norm else None
