@@ -65,9 +65,7 @@ def recipe_task(recipe: Recipe, labels: Sequence[str]) -> Task:
 def package_task(manifest: Manifest) -> Task:
     """The task that a package was trained for. Raises Conflict when it says none."""
     if manifest.task is None:
-        raise Conflict(
-            f"package {manifest.name!r} does not say which task it was trained for; it has a role in a Stack"
-        )
+        raise Conflict(f"package {manifest.name!r} (role {manifest.role}) does not say what task it was trained for")
     return task_from_spec(manifest.task)
 
 
