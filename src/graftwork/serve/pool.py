@@ -103,11 +103,7 @@ class Pool:
                 self._entries.move_to_end(found.name)
                 self.counts.hits += 1
                 return True
-            if not entry.idle:
-                raise Conflict(
-                    f"{found.name} changed in the registry (digest {entry.found.digest:.12} became {found.digest:.12}) "
-                    "while it is in use; versions never change: push the new one as a new version"
-                )
+            _refuse_in_use(entry, found)
         return False
 
     @contextmanager
@@ -128,7 +124,9 @@ class Pool:
         if read_manifest(found.reference.path)[1].digest != found.digest:
             raise Conflict(f"{found.name} changed in the registry while it was read; ask again")
         with self._turn, self._books:
-            if found.name in self._entries:  # an idle one of another digest
+            stale = self._entries.get(found.name)  # of another digest; somebody may have taken it meanwhile
+            if stale is not None:
+                _refuse_in_use(stale, found)
                 self._drop(found.name)
             self._drop_idle(self.capacity - 1)
             # Not `model.install`: only here the members of a fusion have names of their own. No plan is out of date
@@ -155,3 +153,12 @@ class Pool:
         for member in dict.fromkeys(self._entries.pop(name).found.members):
             self._entries[member.name].fusions -= 1
         self.counts.evictions += 1
+
+
+def _refuse_in_use(entry: Entry, found: Found) -> None:
+    """Raise Conflict where another package of the same name and version cannot be replaced now."""
+    if not entry.idle:
+        raise Conflict(
+            f"{found.name} changed in the registry (digest {entry.found.digest:.12} became {found.digest:.12}) while "
+            "it is in use; versions never change: push the new one as a new version"
+        )
