@@ -317,13 +317,9 @@ class AdapterModel(nn.Module):
         plan = self._plan(adapters, head, rows)
         options = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         wanted = {key: value for key, value in options.items() if value is not None}
-        for key, value in (extra or {}).items():
-            if key in tensors or key in options:
-                raise AdapterError(f"extra holds {key!r}, which is an argument of its own")
-            if plan.sources is not None and isinstance(value, Tensor):
-                raise AdapterError(f"extra holds the tensor {key!r}, whose rows Parallel cannot repeat")
-            wanted[key] = value
-        return self._run(plan, plan.repeat(given), wanted)
+        if extra:
+            _check_extra(extra, {*tensors, *options}, repeated=plan.sources is not None)
+        return self._run(plan, plan.repeat(given), wanted | dict(extra or {}))
 
     def _run(self, plan: Plan, inputs: dict[str, Tensor], options: dict[str, Any]) -> Any:
         labels = inputs.pop("labels", None) if plan.heads is not None else None
@@ -471,6 +467,15 @@ class AdapterModel(nn.Module):
     def adapter_summary(self) -> Summary:
         """Names, methods, parameter counts and what is active or trains; printable, with `rows` for a machine."""
         return summarise(self.parts, self.backbone, self._active, self._answering)
+
+
+def _check_extra(extra: Mapping[str, Any], named: set[str], repeated: bool) -> None:
+    """Raise AdapterError for further arguments that have a place of their own, or whose rows would be left behind."""
+    for key, value in extra.items():
+        if key in named:
+            raise AdapterError(f"extra holds {key!r}, which is an argument of its own")
+        if repeated and isinstance(value, Tensor):
+            raise AdapterError(f"extra holds the tensor {key!r}, whose rows Parallel cannot repeat")
 
 
 class AutoAdapterModel:

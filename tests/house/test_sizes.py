@@ -12,6 +12,7 @@ LINES, FUNCTION, PARAMETERS = 300, 50, 8
 
 # "file" (lines), "file:function" (length) or "file:function()" (parameters) -> (its own limit, why)
 EXCEPTIONS: dict[str, tuple[int, str]] = {
+    "graftwork.model": (500, "the object people hold: a method for each thing they do with it, most of them two lines"),
     "graftwork.model:AdapterModel.forward()": (14, "transformers' Trainer finds columns and labels by this signature"),
 }
 
