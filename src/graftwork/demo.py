@@ -1,8 +1,8 @@
 """The demo: the support desk of an online shop, from sentences to answers over HTTP, on a real pretrained encoder.
 
-Trains four adapters and, for comparison, four heads on the frozen base; packages and registers them; trains a Fuse and a
-Stack on top and averages two seeds; starts the server as a process of its own and sends one batch in which every row has
-a composition of its own. Every step has a bar, and a missed bar is an error: GoalMissed, exit code 1.
+Trains four adapters and, for comparison, four heads on the frozen base; packages and registers them; trains a Fuse and
+a Stack on top and averages two seeds; starts the server as a process of its own and sends one batch in which every row
+has a composition of its own. Every step has a bar, and a missed bar is an error: GoalMissed, exit code 1.
 """
 
 import json

@@ -4,14 +4,14 @@
                                                           └────────────serve────────────► answers, over HTTP
                                       evaluate: a composition and labelled rows ──► scores
 
-The commands, the demo and the end-to-end test all call these; the README tells the same story. Nothing happens here that
-the rooms below do not do: this file only hands one room's result to the next.
+The commands, the demo and the end-to-end test all call these; the README tells the same story. Nothing happens here
+that the rooms below do not do: this file only hands one room's result to the next.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from graftwork.build import open_model
 from graftwork.core.backbone import load_tokenizer
@@ -53,7 +53,12 @@ def push(result: TrainResult, registry: Registry, name: str | None = None) -> st
 
 
 def open_engine(
-    model: str, registry: Registry, *, dtype: str = "float32", adapter_cache_size: int = 32, too_long: str = "refuse"
+    model: str,
+    registry: Registry,
+    *,
+    dtype: str = "float32",
+    adapter_cache_size: int = 32,
+    too_long: Literal["refuse", "truncate"] = "refuse",
 ) -> Engine:
     """One frozen base with every package of a registry at hand. Raises BackboneError, UserError."""
     section = ModelSection.model_validate({"name": model, "dtype": dtype})
@@ -62,7 +67,7 @@ def open_engine(
         load_tokenizer(model),
         registry,
         adapter_cache_size=adapter_cache_size,
-        too_long=too_long,  # type: ignore[arg-type]
+        too_long=too_long,
     )
 
 
@@ -76,17 +81,10 @@ class Evaluation:
     answers: Sequence[Mapping[str, Any]]
 
 
-def evaluate(
-    engine: Engine,
-    adapters: str | None,
-    file: str,
-    *,
-    head: str | None = None,
-    columns: Mapping[str, str] | None = None,
-) -> Evaluation:
+def evaluate(engine: Engine, adapters: str | None, file: str, *, head: str | None = None) -> Evaluation:
     """Score a composition on a file of labelled rows, too long texts cut as in training. Raises DataError, UserErrors."""
     task = engine.task(adapters, head)
-    rows = read_split(_file(file, columns), "train", task.kind)
+    rows = read_split(_file(file), "train", task.kind)
     answers = engine.answer([_asked(row, adapters, head) for row in rows])
     failed = [f"{file}, row {n}: {a['error']['message']}" for n, a in enumerate(answers, start=1) if "error" in a]
     if failed:
@@ -102,16 +100,24 @@ def predict(
 
 
 def serve(
-    engine_factory: Callable[[], Engine], *, host: str = "127.0.0.1", port: int = 8000, limits: Limits | None = None
+    engine_factory: Callable[[], Engine],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: Limits | None = None,
+    announce: Callable[[str], None] = print,
 ) -> None:
-    """Answer over HTTP until stopped; the engine is made while the port is already open. Raises UserError."""
-    serve_engine(engine_factory, host=host, port=port, limits=limits or Limits())
+    """Answer over HTTP until stopped; the engine is made while the port is already open. Raises UserError.
+
+    `announce` is told the address as soon as it is open.
+    """
+    serve_engine(engine_factory, host, port, limits, announce)
 
 
-def _file(file: str, columns: Mapping[str, str] | None) -> DataSection:
+def _file(file: str) -> DataSection:
     if not Path(file).is_file():
         raise UserError(f"{file}: no such file; give rows as .jsonl, .csv or .parquet")
-    return DataSection.model_validate({"train": str(Path(file).resolve()), "columns": dict(columns or {})})
+    return DataSection.model_validate({"train": str(Path(file).resolve())})
 
 
 def _asked(row: Mapping[str, Any], adapters: str | None, head: str | None) -> dict[str, Any]:

@@ -35,4 +35,5 @@ def command(
         host=host,
         port=port,
         limits=Limits(max_rows=max_rows),
+        announce=typer.echo,  # flushed, so that whoever started the server can read the port
     )

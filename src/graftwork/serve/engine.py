@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,7 @@ from graftwork.serve.batches import batches, waves
 from graftwork.serve.outcomes import Outcome, failure
 from graftwork.serve.planner import PlannedRow, Planner, Unit
 from graftwork.serve.pool import Pool
+from graftwork.tasks.task import Task
 
 
 @dataclass
@@ -48,7 +49,8 @@ class Counts:
 class Engine:
     """Answers rows from the packages of one registry. The model is the engine's from now on.
 
-    adapter_cache_size: packages kept in the model; max_batch_rows, max_batch_tokens: rows and padded pieces a forward.
+    adapter_cache_size: packages kept in the model; max_batch_rows, max_batch_tokens: rows and padded pieces a forward;
+    too_long: what becomes of a text beyond its task's limit.
     Raises UserError for a size below 1, BackboneError for a tokenizer that is not fast.
     """
 
@@ -61,6 +63,7 @@ class Engine:
         adapter_cache_size: int = 32,
         max_batch_rows: int = 32,
         max_batch_tokens: int = 4096,
+        too_long: Literal["refuse", "truncate"] = "refuse",
     ) -> None:
         sizes = {"adapter_cache_size": adapter_cache_size, "max_batch_rows": max_batch_rows}
         for name, size in {**sizes, "max_batch_tokens": max_batch_tokens}.items():
@@ -72,13 +75,17 @@ class Engine:
         self._turn = threading.Lock()  # one at a time runs or changes the model
         self._tally = threading.Lock()
         self.pool = Pool(model, adapter_cache_size, self._turn)
-        self._planner = Planner(registry, tokenizer, positions(model.config))
+        self._planner = Planner(registry, tokenizer, positions(model.config), too_long)
         self._max_rows, self._max_tokens = max_batch_rows, max_batch_tokens
 
     @classmethod
     def open(cls, section: ModelSection, registry: Registry, *, adapter_cache_size: int = 32) -> Self:
         """An engine for a model by id, folder or `minilm`, with its own tokenizer. Raises BackboneError."""
         return cls(open_model(section), load_tokenizer(section.name), registry, adapter_cache_size=adapter_cache_size)
+
+    def task(self, adapters: Any, head: str | None = None) -> Task:
+        """The task that answers rows with this composition and head. Raises CompositionError, NotFound, Conflict, ..."""
+        return self._planner.task(adapters, head)
 
     def answer(self, rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
         """One outcome per row, in order: {"label", ..., "adapters", "head"}, or {"error": {"code", "message"}}.

@@ -8,7 +8,7 @@ import difflib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -60,9 +60,16 @@ class PlannedRow:
 class Planner:
     """Plans rows for one tokenizer. `longest` is the number of positions of the model, None where it has no limit."""
 
-    def __init__(self, registry: Registry, tokenizer: PreTrainedTokenizerBase, longest: int | None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        tokenizer: PreTrainedTokenizerBase,
+        longest: int | None,
+        too_long: Literal["refuse", "truncate"] = "refuse",
+    ) -> None:
         self._registry = registry
         self._tokenizer = tokenizer
+        self._too_long: Literal["refuse", "truncate"] = too_long
         self._vocabulary = vocabulary_digest(tokenizer)
         self._longest = min(longest or tokenizer.model_max_length, tokenizer.model_max_length)
         self._encoders: dict[int, TextEncoder] = {}
@@ -72,6 +79,11 @@ class Planner:
         """One plan per row, in order. Never raises for what a row or a package holds."""
         catalog = Catalog(self._registry, self._vocabulary)
         return [self._row(row, catalog) for row in rows]
+
+    def task(self, adapters: Any, head: str | None) -> Task:
+        """The task that answers a row with these adapters and head. Raises what would be such a row's error."""
+        catalog = Catalog(self._registry, self._vocabulary)
+        return task_of(head_of(catalog.resolve(read_adapters(adapters)), head, catalog))
 
     def _row(self, row: Any, catalog: Catalog) -> PlannedRow:
         try:
@@ -103,7 +115,7 @@ class Planner:
         limit = min(task.max_length, self._longest)
         with self._tokenising:
             if limit not in self._encoders:
-                self._encoders[limit] = TextEncoder(self._tokenizer, limit, "refuse")
+                self._encoders[limit] = TextEncoder(self._tokenizer, limit, self._too_long)
             encoder = self._encoders[limit]
             return encoder, task.encode([given], encoder)[0]
 

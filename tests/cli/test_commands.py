@@ -1,0 +1,197 @@
+"""The commands as a person types them: the story on a tiny base, JSON for machines, exit codes, plain messages."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from graftwork.cli.main import COMMANDS, run
+from tests.train.small import model_folder, texts, write
+
+ROWS_OF_SHOP = texts(12)
+
+
+class Said(NamedTuple):
+    """What a command printed, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """The output as the one JSON value it must be."""
+        return json.loads(self.out)
+
+
+Type = Callable[..., Said]
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str]) -> Type:
+    """Type a command; no traceback may ever be printed."""
+
+    def run_it(*words: object) -> Said:
+        capsys.readouterr()
+        code = run([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Said(code, out, err)
+
+    return run_it
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny base, rows, a recipe, and a registry that holds the trained package as mood@1."""
+    folder = tmp_path_factory.mktemp("shop")
+    model_folder(folder / "base")
+    write(folder / "rows.jsonl", ROWS_OF_SHOP)
+    recipe = (
+        "model: {name: ./base}\n"
+        "adapter: {variant: 'seq_bn[reduction_factor=4]'}\n"
+        "training: {epochs: 2, batch_size: 4, learning_rate: 1e-2, max_seq_length: 32}\n"
+        "task: {kind: classification}\n"
+        "data: {train: rows.jsonl, dev: rows.jsonl, test: rows.jsonl}\n"
+    )
+    (folder / "mood.yaml").write_text(recipe)
+    output = f"output={folder / 'run'}"
+    words = ["train", folder / "mood.yaml", "--set", output, "--push", "mood", "--registry", folder / "registry"]
+    assert run([str(word) for word in words]) == 0
+    return folder
+
+
+def with_base(shop: Path) -> list[object]:
+    return ["--model", shop / "base", "--registry", shop / "registry"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(typed: Type, command: str) -> None:
+    said = typed(command, "--help")
+    assert said.code == 0
+    assert f"graftwork {command}" in said.out.split("Usage:")[1].split("\n", 1)[1], "an example of the command itself"
+
+
+@pytest.mark.parametrize("verb", ["list", "show", "push", "pull", "alias", "verify"])
+def test_every_registry_command_explains_itself_with_an_example(typed: Type, verb: str) -> None:
+    assert f"Example: graftwork registry {verb}" in " ".join(typed("registry", verb, "--help").out.split())
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, graftwork.cli.main as m; m.run(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_train_writes_a_package_and_prints_scores(typed: Type, shop: Path, tmp_path: Path) -> None:
+    words = ["train", shop / "mood.yaml", "--set", f"output={tmp_path / 'run'}", "--set", "training.epochs=1", "--json"]
+    found = typed(*words).json()
+    assert found["epochs"] == 1
+    assert 0 <= found["scores"]["test"]["accuracy"] <= 1
+    assert (tmp_path / "run" / "package" / "graft.json").is_file()
+    again = typed(*words)
+    assert again.code == 2
+    assert "--overwrite" in again.err
+
+
+def test_evaluate_scores_what_was_trained(typed: Type, shop: Path, tmp_path: Path) -> None:
+    words = ["evaluate", "mood@1", "--data", shop / "rows.jsonl", *with_base(shop)]
+    written = json.loads((shop / "run" / "result.json").read_text())["scores"]["test"]
+    found = typed(*words, "--answers", tmp_path / "answers.jsonl", "--json").json()
+    assert found["composition"] == "mood@1"
+    assert found["scores"] == pytest.approx(written)
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == found["rows"] == len(ROWS_OF_SHOP)
+    assert "accuracy" in typed(*words).out
+
+
+def test_predict_answers_in_order_and_fails_row_by_row(typed: Type, shop: Path, tmp_path: Path) -> None:
+    rows = [
+        {"text": "good film"},
+        {"text": "bad", "adapters": "nobody"},
+        {"text": "so poor", "adapters": "Stack(mood, mood)"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "a great price\n")
+    said = typed("predict", "mood", "--data", tmp_path / "rows.jsonl", *with_base(shop))
+    answers = [json.loads(line) for line in said.out.splitlines()]
+    assert said.code == 1
+    assert [answer.get("adapters") for answer in answers] == ["mood@1", None, "Stack(mood@1, mood@1)", "mood@1"]
+    assert answers[1]["error"]["code"] == "not_found"
+    assert typed("predict", "mood", "--text", "fine", *with_base(shop)).code == 0
+
+
+def test_registry_tells_the_life_of_a_package(typed: Type, shop: Path, tmp_path: Path) -> None:
+    root = ["--registry", tmp_path / "registry"]
+    assert typed("registry", "push", shop / "run" / "package", "desk/mood", *root).out.strip() == "desk/mood@1"
+    assert typed("registry", "alias", "desk/mood", "prod", 1, *root).out.strip() == "desk/mood@prod -> desk/mood@1"
+    (entry,) = typed("registry", "list", "--json", *root).json()
+    assert (entry["name"], entry["version"], entry["aliases"]) == ("desk/mood", 1, ["prod"])
+    shown = typed("registry", "show", "desk/mood@prod", "--json", *root).json()
+    assert shown["task"]["kind"] == "classification"
+    assert typed("registry", "pull", "desk/mood", tmp_path / "out", *root).code == 0
+    assert (tmp_path / "out" / "graft.safetensors").is_file()
+    assert typed("registry", "verify", *root).code == 0
+    weights = tmp_path / "registry" / Path(shown["path"]).relative_to(tmp_path / "registry") / "graft.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    damaged = typed("registry", "verify", *root)
+    assert damaged.code == 1
+    assert "DAMAGED" in damaged.out
+
+
+def test_show_counts_parameters_of_published_shapes(typed: Type) -> None:
+    counts = {
+        ("bert-base-uncased", "seq_bn"): 894_528,
+        ("bert-base-uncased", "double_seq_bn"): 1_789_056,
+        ("bert-base-uncased", "double_seq_bn[reduction_factor=12]"): 2_379_264,
+        ("meta-llama/Meta-Llama-3-8B", "double_seq_bn[reduction_factor=32]"): 67_379_200,
+        ("meta-llama/Meta-Llama-3-8B", "seq_bn[reduction_factor=32]"): 33_689_600,
+    }
+    for (model, method), parameters in counts.items():
+        found = typed("show", model, "--method", method, "--json").json()
+        assert found["methods"][0]["parameters"] == parameters
+    fusions = {
+        row["fusion"]: row["parameters"] for row in typed("show", "bert-base-uncased", "--json").json()["fusions"]
+    }
+    assert fusions["dynamic"] == 21_252_096
+
+
+def test_show_says_what_a_method_a_package_and_a_composition_are(typed: Type, shop: Path) -> None:
+    root = ["--registry", shop / "registry"]
+    method = typed("show", "pfeiffer[non_linearity=gelu]", "--json", *root).json()
+    assert (method["kind"], method["config"]["non_linearity"]) == ("method", "gelu")
+    for what in ("mood@1", shop / "run" / "package"):
+        package = typed("show", what, "--json", *root).json()
+        assert (package["kind"], package["manifest"]["role"]) == ("package", "task")
+    tree = typed("show", "Stack(mood, nobody)", "--json", *root).json()
+    assert tree["adapters"][0]["reference"] == "mood@1"
+    assert "no package 'nobody'" in tree["adapters"][1]["problem"]
+    assert "graft" not in typed("show", "mood@1", *root).err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["show", "sec_bn"], "neither a package folder"),
+        (["show", "Stack(a"], "cannot read 'Stack(a'"),
+        (["evaluate", "mood", "--data", "nowhere.jsonl"], "no package 'mood'"),
+        (["predict", "mood"], "nothing to answer"),
+        (["predict", "mood", "--data", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        (["registry", "show", "nobody"], "no package 'nobody'"),
+        (["registry", "push", "nowhere", "x"], "nowhere"),
+        (["registry", "verify", "--everything"], "No such option"),
+        (["serve", "--port", "99999"], "65535"),
+        (["serve", "--model", "./nowhere", "--port", "0"], "cannot load './nowhere'"),
+        (["demo", "--examples", "nowhere"], "the demo's recipes are missing"),
+        (["trian"], "No such command 'trian'"),
+    ],
+)
+def test_a_mistake_ends_in_one_message_and_code_2(typed: Type, tmp_path: Path, words: list[str], says: str) -> None:
+    said = typed(*words)
+    assert said.code == 2
+    assert says in said.err
+    assert said.out == "" or "Usage" in said.out or "listening" in said.out
