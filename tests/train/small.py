@@ -45,12 +45,13 @@ def model_folder(folder: Path, seed: int = 0) -> Path:
 
 
 def texts(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Classification rows of many lengths: one word decides."""
+    """Classification rows of many lengths: some words tell the mood, the others nothing."""
     draw = random.Random(seed)
     rows = []
     for number in range(count):
-        words = draw.choices(FILLERS, k=draw.randint(1, 20))
-        words.insert(draw.randrange(len(words)), draw.choice((GOOD, BAD)[number % 2]))
+        mood = (GOOD, BAD)[number % 2]
+        words = [draw.choice(mood), *draw.choices([*mood * 4, *FILLERS], k=draw.randint(0, 20))]
+        draw.shuffle(words)
         rows.append({"text": " ".join(words), "label": ("good", "bad")[number % 2]})
     return rows
 
@@ -72,7 +73,7 @@ def recipe(folder: Path, changes: Mapping[str, Any] | None = None, *, train: int
     text = """
         model: {name: ./base}
         adapter: {variant: "seq_bn[reduction_factor=4]"}
-        training: {epochs: 2, batch_size: 8, learning_rate: 5e-3, max_seq_length: 32, logging_steps: 2}
+        training: {epochs: 2, batch_size: 8, learning_rate: 1e-2, max_seq_length: 32, logging_steps: 2}
         task: {kind: classification}
         data: {train: train.jsonl, dev: dev.jsonl, test: test.jsonl}
     """
