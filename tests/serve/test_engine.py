@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from graftwork.compose.tree import Stack
 from graftwork.core.heads import HeadConfig
-from graftwork.errors import UserError
+from graftwork.errors import AdapterError, NotFound, UserError
 from graftwork.recipe import ModelSection
 from graftwork.registry.store import Registry
 from graftwork.serve.engine import Engine, positions
@@ -435,6 +435,24 @@ def test_a_text_longer_than_the_model_has_positions_for_is_too_long(tmp_path: Pa
     fits, too_long = world.engine().answer([{"text": text(words), "adapters": "mood"} for words in (60, 61)])
     assert "label" in fits
     assert error(too_long) == ("too_long", "the text has 63 pieces and the limit is 62: shorten it or split it in two")
+
+
+def test_an_engine_can_be_told_to_cut_what_is_too_long(tiny_world: World) -> None:
+    cutting = Engine(tiny_world.model(), tiny_world.tokenizer, tiny_world.registry, too_long="truncate")
+    words = text(90).split()
+    cut, whole = cutting.answer([{"text": " ".join(some), "adapters": "mood"} for some in (words, words[:62])])
+    assert "label" in cut
+    assert close(cut, whole)
+
+
+def test_the_task_of_a_composition_is_that_of_its_head(tiny_world: World) -> None:
+    engine = tiny_world.engine()
+    assert engine.task("Stack(hi, ner)").spec == TAGS
+    assert engine.task("none", "intent").spec == CLASSES
+    with pytest.raises(AdapterError, match=r"which head answers hi@1\?"):
+        engine.task("hi")
+    with pytest.raises(NotFound, match="no package 'gone'"):
+        engine.task("gone")
 
 
 def test_a_model_with_heads_of_its_own_keeps_them_out_of_the_answers(tiny_world: World) -> None:

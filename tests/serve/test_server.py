@@ -82,10 +82,13 @@ def test_without_the_extra_the_server_says_what_to_install(library: str) -> None
     code = (
         f"import sys; sys.modules[{library!r}] = None\n"
         "from graftwork.errors import UserError\n"
-        "try:\n    import graftwork.serve.server\n"
-        "except UserError as error:\n    print(error)"
+        "from graftwork.serve.app import create_app\n"
+        "from graftwork.serve.server import serve\n"
+        "for ask in (lambda: serve(print, port=0), lambda: create_app(None)):\n"
+        "    try:\n        ask()\n"
+        "    except UserError as error:\n        print(error)"
     )
-    assert ran(code).stdout == f"serving over HTTP needs {library}: pip install 'graftwork[serve]'\n"
+    assert ran(code).stdout == f"serving over HTTP needs {library}: pip install 'graftwork[serve]'\n" * 2
 
 
 def test_the_engine_needs_none_of_them() -> None:

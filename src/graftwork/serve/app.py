@@ -4,26 +4,25 @@ A request is refused as a whole only when it is wrong as a whole; the table `STA
 else is an outcome of one row. No state but that of the app it makes, no torch.
 """
 
+from __future__ import annotations  # the libraries that the signatures name may be missing
+
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from graftwork.errors import UserError
 from graftwork.serve.engine import Engine
+from graftwork.serve.extra import need_extra
+from graftwork.serve.guard import Guard
 from graftwork.serve.limits import Gone, Limits, Malformed, NotJson, NotReady, QueueFull, Refused, TooLarge
+from graftwork.serve.metrics import Metrics
 from graftwork.serve.outcomes import Outcome, public
 from graftwork.serve.worker import Worker
 
-try:
+with suppress(ImportError):  # `need_extra` says so as soon as an app is asked for
     from fastapi import FastAPI, Request, Response
     from fastapi.responses import JSONResponse
-
-    from graftwork.serve.guard import Guard
-    from graftwork.serve.metrics import Metrics
-except ImportError as error:
-    raise UserError(f"serving over HTTP needs {error.name}: pip install 'graftwork[serve]'") from error
 
 # why a whole request is refused -> status and code
 STATUS: dict[type[Refused], tuple[int, str]] = {
@@ -65,12 +64,16 @@ ANSWERS = {"type": "object", "properties": {"answers": {"type": "array", "items"
 
 
 def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
-    """The app of an engine that is there already."""
+    """The app of an engine that is there already. Raises as `app_of` does."""
     return app_of(Worker(lambda: engine, limits or Limits()))
 
 
 def app_of(worker: Worker) -> FastAPI:
-    """The app of a worker, which starts and stops with it; it refuses rows until the worker's engine is built."""
+    """The app of a worker, which starts and stops with it; it refuses rows until the worker's engine is built.
+
+    Raises UserError where a library of the `[serve]` extra is missing.
+    """
+    need_extra()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -84,7 +84,7 @@ class Engine:
         return cls(open_model(section), load_tokenizer(section.name), registry, adapter_cache_size=adapter_cache_size)
 
     def task(self, adapters: Any, head: str | None = None) -> Task:
-        """The task that answers rows with this composition and head. Raises CompositionError, NotFound, Conflict, ..."""
+        """The task that answers rows with this composition and head. Raises what would be the error of such a row."""
         return self._planner.task(adapters, head)
 
     def answer(self, rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:

@@ -4,15 +4,18 @@ Requests are counted as they end; everything else is read from the engine's own 
 one place that counts and no series that outlives what it describes. Each server has a registry of its own.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations  # the library that the signatures name may be missing
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from collections.abc import Iterator
+from contextlib import suppress
 
 from graftwork.serve.engine import Engine
 from graftwork.serve.limits import NotReady
 from graftwork.serve.worker import Worker
+
+with suppress(ImportError):  # `need_extra` says so as soon as an app is asked for
+    from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -44,7 +47,7 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _FromEngine(Collector):
+class _FromEngine:
     """Reads queue, engine and pool at the time of asking; before the engine is there, the queue only."""
 
     def __init__(self, worker: Worker) -> None:

@@ -4,22 +4,23 @@ The port is open before the model is loaded: whoever comes too early gets 503 an
 it in order: no new requests, the accepted ones are answered, then `serve` returns.
 """
 
+from __future__ import annotations  # the library that the signatures name may be missing
+
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from graftwork.errors import UserError
 from graftwork.serve.app import app_of
 from graftwork.serve.engine import Engine
+from graftwork.serve.extra import need_extra
 from graftwork.serve.limits import Limits
 from graftwork.serve.worker import Worker
 
-try:
+with suppress(ImportError):  # `need_extra` says so as soon as a server is asked for
     import uvicorn
-except ImportError as error:
-    raise UserError(f"serving over HTTP needs {error.name}: pip install 'graftwork[serve]'") from error
 
 _PATIENCE = 30  # seconds that accepted requests may take after a signal
 
@@ -33,8 +34,10 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM. `announce` is told the address as soon as it is open; port 0 takes any free one.
 
-    Raises UserError for an address that cannot be had, and whatever `engine_factory` raises.
+    Raises UserError for an address that cannot be had or a library of the `[serve]` extra that is missing, and whatever
+    `engine_factory` raises.
     """
+    need_extra()
     listener = _listen(host, port)
     try:
         worker = Worker(engine_factory, limits or Limits(), on_failure=lambda: _end(server))
