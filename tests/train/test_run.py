@@ -38,13 +38,13 @@ def again(result: TrainResult, made: Recipe, base: str, members: dict[str, Any] 
     return evaluate(model, task, encoder, rows, adapters=parse(result.composition), head=package.manifest.name)[0]
 
 
-@pytest.fixture
-def learned(tmp_path: Path) -> tuple[Recipe, TrainResult]:
-    made = small.recipe(tmp_path, {"training.epochs": 3}, train=120)
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, TrainResult]:
+    made = small.recipe(tmp_path_factory.mktemp("learned"), {"training.epochs": 3}, train=120)
     return made, train(made, command="graftwork train mood.yaml")
 
 
-def test_it_learns_and_writes_everything_down(tmp_path: Path, learned: tuple[Recipe, TrainResult]) -> None:
+def test_it_learns_and_writes_everything_down(learned: tuple[Recipe, TrainResult]) -> None:
     made, result = learned
     assert result.scores["dev"]["accuracy"] > 0.9
     assert result.scores["test"]["accuracy"] > 0.9
@@ -60,9 +60,8 @@ def test_it_learns_and_writes_everything_down(tmp_path: Path, learned: tuple[Rec
     assert set(written["versions"]) >= {"graftwork", "torch", "transformers"}
     assert (result.folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert result.parameters["trained"] == result.parameters["adapter"] + result.parameters["head"]
-    assert str(tmp_path) not in (result.folder / "package" / "graft.json").read_text().replace(
-        str(tmp_path / "base"), ""
-    )
+    graft = (result.folder / "package" / "graft.json").read_text().replace(made.model.name, "the base")
+    assert str(result.folder.parent) not in graft  # a package names no place of the machine that made it
 
 
 def test_the_package_says_where_it_comes_from(learned: tuple[Recipe, TrainResult]) -> None:
@@ -83,7 +82,7 @@ def test_the_package_says_where_it_comes_from(learned: tuple[Recipe, TrainResult
 
 def test_the_package_on_disk_gives_the_scores(learned: tuple[Recipe, TrainResult]) -> None:
     made, result = learned
-    assert again(result, made, made.model.name) == result.scores["test"]
+    assert again(result, made, made.model.name) == pytest.approx(result.scores["test"], abs=1e-4)
 
 
 def test_history_and_best_epoch(learned: tuple[Recipe, TrainResult]) -> None:
@@ -209,7 +208,7 @@ def test_every_kind_of_task(tmp_path: Path, kind: str) -> None:
     result = train(made)
     assert set(result.scores) == {"dev", "test"}
     assert result.scores["dev"][result.main] > 0.3
-    assert again(result, made, made.model.name) == result.scores["test"]
+    assert again(result, made, made.model.name) == pytest.approx(result.scores["test"], abs=1e-4)
 
 
 @pytest.fixture
@@ -248,7 +247,7 @@ def test_compositions(
         (name, registry.get(name).digest) for name in members
     ]
     below = {name: registry.get(name) for name in members if name in composition}
-    assert again(result, made, made.model.name, below) == result.scores["test"]
+    assert again(result, made, made.model.name, below) == pytest.approx(result.scores["test"], abs=1e-4)
     assert result.parameters["fusion"] > 0 or "Stack" in composition
 
 
@@ -257,7 +256,7 @@ def test_only_the_head(tmp_path: Path) -> None:
     result = train(made)
     assert (result.package.manifest.role, result.composition) == ("head", "none")
     assert result.parameters["trained"] == result.parameters["head"]
-    assert again(result, made, made.model.name) == result.scores["test"]
+    assert again(result, made, made.model.name) == pytest.approx(result.scores["test"], abs=1e-4)
 
 
 def test_the_whole_model(tmp_path: Path) -> None:
@@ -265,7 +264,7 @@ def test_the_whole_model(tmp_path: Path) -> None:
     result = train(made)
     tuned = result.folder / "model"
     assert result.parameters["trained"] == result.parameters["base"] + result.parameters["head"]
-    assert again(result, made, str(tuned)) == result.scores["test"]
+    assert again(result, made, str(tuned)) == pytest.approx(result.scores["test"], abs=1e-4)
     assert (tuned / "tokenizer.json").is_file()
     with pytest.raises(Conflict, match="another base"):
         open_model(made.model).install(result.package)
@@ -286,4 +285,4 @@ def test_a_real_encoder(tmp_path: Path) -> None:
     assert result.scores["dev"]["accuracy"] > 0.8
     assert result.package.manifest.base.hidden_size == 384
     assert read_result(RunFolder(result.folder)).scores == result.scores
-    assert again(result, made, "minilm") == result.scores["test"]
+    assert again(result, made, "minilm") == pytest.approx(result.scores["test"], abs=1e-4)
