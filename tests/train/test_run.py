@@ -286,3 +286,11 @@ def test_a_real_encoder(tmp_path: Path) -> None:
     assert result.package.manifest.base.hidden_size == 384
     assert read_result(RunFolder(result.folder)).scores == result.scores
     assert again(result, made, "minilm") == pytest.approx(result.scores["test"], abs=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"training.bf16": True}, {"model.dtype": "bfloat16"}], ids=str)
+def test_half_precision(tmp_path: Path, changes: dict[str, Any]) -> None:
+    result = train(small.recipe(tmp_path, changes))
+    kinds = {tensor.dtype for tensor in result.package.tensors.values()}
+    assert kinds == {torch.bfloat16 if "model.dtype" in changes else torch.float32}
+    assert result.history[-1]["dev"]["loss"] < 2

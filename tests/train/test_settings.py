@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from graftwork.errors import RecipeError
 from graftwork.recipe import TrainingSection
 from graftwork.train.settings import arguments, steps_per_epoch, total_steps, wants_bf16
 from tests.train import small
@@ -73,8 +74,18 @@ def test_steps(settings: dict[str, Any], rows: int, epoch: int, total: int) -> N
     assert (steps_per_epoch(training, rows), total_steps(training, rows)) == (epoch, total)
 
 
-def test_mixed_precision_is_as_told_or_where_a_gpu_has_it() -> None:
-    assert wants_bf16(TrainingSection(bf16=True))
-    assert not wants_bf16(TrainingSection(bf16=False))
+def test_mixed_precision_is_as_told_or_where_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     assert wants_bf16(TrainingSection()) == has_it
+    assert not wants_bf16(TrainingSection(bf16=False))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert wants_bf16(TrainingSection(bf16=True))  # a CPU can, if slowly
+    assert not wants_bf16(TrainingSection())
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(RecipeError, match=r"training\.bf16: this machine's accelerator has no bfloat16"):
+        wants_bf16(TrainingSection(bf16=True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert wants_bf16(TrainingSection())
+    assert wants_bf16(TrainingSection(bf16=True))

@@ -21,6 +21,7 @@ from graftwork.tasks.task import Task
 from graftwork.tasks.text import Encoded, TextEncoder
 from graftwork.train.data import Data, load_data
 from graftwork.train.full import FullModel
+from graftwork.train.settings import wants_bf16
 
 PROBED = 2  # dev rows that go through the untrained model, to see that everything fits together
 
@@ -80,6 +81,7 @@ METHODS: dict[str, Callable[[AdapterModel, Recipe, Task, Registry | None], tuple
 
 def prepare(recipe: Recipe, registry: Registry | None) -> Job:
     """Read, open, tokenise and check everything. Raises UserErrors; writes nothing. Seeds torch's random numbers."""
+    wants_bf16(recipe.training)
     data = load_data(recipe)
     encoder = open_encoder(recipe.model.name, recipe.training.max_seq_length, "truncate")
     task = recipe_task(recipe, data.labels)

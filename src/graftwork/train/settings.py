@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from graftwork.errors import RecipeError
 from graftwork.recipe import Recipe, TrainingSection
 
 LOWER_IS_BETTER = ("mse", "loss")
@@ -29,6 +30,7 @@ def arguments(recipe: Recipe, folder: Path, rows: int, metric: str) -> TrainingA
         max_grad_norm=training.max_grad_norm,
         seed=training.seed,
         bf16=wants_bf16(training),
+        use_cpu=not torch.accelerator.is_available(),
         logging_steps=training.logging_steps,
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -57,7 +59,13 @@ def total_steps(training: TrainingSection, rows: int) -> int:
 
 
 def wants_bf16(training: TrainingSection) -> bool:
-    """Whether to train in mixed precision: as told, or where a GPU has it. On a CPU it rarely pays."""
+    """Whether to train in mixed precision: as told, or where a GPU has it. On a CPU it rarely pays.
+
+    Raises RecipeError where it is asked for and the accelerator has none.
+    """
+    has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     if training.bf16 == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return has_it
+    if training.bf16 and torch.accelerator.is_available() and not has_it:
+        raise RecipeError("training.bf16: this machine's accelerator has no bfloat16; set it to auto or false")
     return training.bf16
