@@ -107,11 +107,12 @@ def test_a_description_with_a_wrong_path_is_refused_before_any_hook_is_placed(
     change: dict[str, str], message: str
 ) -> None:
     model = tiny.model("bert")
+    right = Sublayer("attn", "attention.output.dropout", "attention.output", optional=True)
     site = Sublayer("ffn", "output.dropout", "output", "output.LayerNorm", (1, "input_tensor"))
     layers = change.get("layers", "encoder.layer")
     site = dataclasses.replace(site, **{key: value for key, value in change.items() if key != "layers"})
     with pytest.raises(BackboneError, match=message):
-        Backbone(model, Family(("bert",), (LayerStack("", layers, (site,)),)))
+        Backbone(model, Family(("bert",), (LayerStack("", layers, (right, site)),)))
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
 

@@ -101,7 +101,7 @@ class Backbone:
         """
         inputs = dict(inputs)
         mask = inputs.get("attention_mask")
-        if any(site.stack == "decoder" for site in self.sites):
+        if self.config.is_encoder_decoder:
             if "decoder_input_ids" in inputs:
                 mask = inputs.get("decoder_attention_mask")
             elif hasattr(self.model, "_shift_right") and "input_ids" in inputs:
