@@ -332,7 +332,7 @@ def test_a_head_that_does_not_fit_its_task_is_damaged_and_one_without_a_task_a_c
     assert error(odd) == ("damaged", "package odd@1: its task is tagging with 3 outputs, its head another")
     code, message = error(silent)
     assert code == "conflict"
-    assert message.startswith("package 'silent' does not say which task it was trained for")
+    assert message == "package 'silent' (role task) does not say what task it was trained for"
 
 
 def test_a_new_version_and_a_moved_alias_count_from_the_next_call(world: World) -> None:
