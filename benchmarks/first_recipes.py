@@ -1,6 +1,6 @@
 """How good are adapters beside full fine-tuning and a head alone, on the two example recipes?
 
-    python benchmarks/first_recipes.py [--runs FOLDER] [--seed N ...]
+    python benchmarks/first_recipes.py [--recipe NAME ...] [--runs FOLDER] [--seed N ...] [--grid N]
 
 Every method of every recipe tries the learning rates of GRID with the first seed; the best one on dev is run with the
 other seeds too. Test scores take part in no choice. A run that is finished is read back, one that was stopped goes on,
@@ -19,7 +19,7 @@ from graftwork.train.run import train
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ("trec", "sst2")
-GRID = {"adapter": (5e-4, 1e-3), "full": (5e-5, 1e-4), "head": (1e-3, 3e-3)}
+GRID = {"adapter": (1e-3, 5e-4), "full": (5e-5, 1e-4), "head": (1e-3, 3e-3)}
 
 
 def run(name: str, method: str, rate: float, seed: int, folder: Path) -> TrainResult:
@@ -84,22 +84,24 @@ def page(tried: list[TrainResult], chosen: dict[tuple[str, str, float], list[Tra
 def main() -> None:
     """Run what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=RECIPES, nargs="+", default=RECIPES, help="the page needs all of them")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "first_recipes", help="where the runs are kept")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="seeds; the first one picks the learning rate")
+    parser.add_argument("--grid", type=int, default=2, help="how many learning rates of GRID to try")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     tried: list[TrainResult] = []
     chosen: dict[tuple[str, str, float], list[TrainResult]] = {}
-    for name in RECIPES:
-        for method, rates in GRID.items():
-            found = {rate: run(name, method, rate, asked.seed[0], asked.runs) for rate in rates}
+    for name in asked.recipe:
+        for method, grid in GRID.items():
+            found = {rate: run(name, method, rate, asked.seed[0], asked.runs) for rate in grid[: asked.grid]}
             tried += found.values()
-            best = max(rates, key=lambda rate: found[rate].scores["dev"][found[rate].main])
+            best = max(found, key=lambda rate: found[rate].scores["dev"][found[rate].main])
             others = [run(name, method, best, seed, asked.runs) for seed in asked.seed[1:]]
             chosen[name, method, best] = [found[best], *others]
-            page_file = ROOT / "benchmarks" / "results" / "first_recipes.md"
-            page_file.write_text(page(tried, chosen, asked.seed), "utf8")
+    if set(asked.recipe) == {*RECIPES}:
+        (ROOT / "benchmarks" / "results" / "first_recipes.md").write_text(page(tried, chosen, asked.seed), "utf8")
 
 
 if __name__ == "__main__":
