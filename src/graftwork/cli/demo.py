@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Train, package, compose and serve adapters for a support desk; exit code 1 if any step misses its bar.
 
-    Example: graftwork demo --output /tmp/demo
+    Example: graftwork demo --output demo-output
     """
     started = monotonic()
 
