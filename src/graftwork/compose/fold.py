@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from graftwork.compose.formula import Formula, Normed, Symbolic, Unfoldable
 from graftwork.compose.layout import lay_out
+from graftwork.compose.plain import Plain
 from graftwork.compose.reference import Modules, Node, bind
 from graftwork.compose.tree import Average, Composition, Fuse, Stack, fusions, leaves, show
 from graftwork.compose.wide import Wide
@@ -89,16 +90,16 @@ def fold(tree: Composition, site: int, modules: Modules, *, normed: bool) -> Fol
     folding = _Folding(site, modules, normed)
     node = folding.node(tree)
     assert node is not None  # the reference has one
-    wides = folding.wides
+    weights = [weight for _, wide in folding.wides for weight in wide.weights]
     plan = FoldPlan(
         site=site,
         composition=show(tree),
-        folded=tuple(shown for shown, _ in wides),
+        folded=tuple(shown for shown, _ in folding.wides),
         kept=tuple(folding.kept),
         written_out=tuple(folding.written_out),
-        multiplications=sum(wide.multiplications for _, wide in wides) + folding.multiplications,
+        multiplications=sum(w.numel() for w in weights if w.dim() == 2) + folding.multiplications,
         reference_multiplications=multiplications(tree, site, modules),
-        bytes=sum(wide.bytes for _, wide in wides),
+        bytes=sum(weight.nbytes for weight in weights),
     )
     return Folded(node, plan, _watched(_members(tree, site, modules)))
 
@@ -132,7 +133,7 @@ class _Folding:
         self.site = site
         self.modules = modules
         self.normed = normed
-        self.wides: list[tuple[str, Wide]] = []
+        self.wides: list[tuple[str, Wide | Plain]] = []
         self.kept: list[Kept] = []
         self.written_out: list[str] = []
         self.multiplications = 0  # of what is kept
@@ -154,7 +155,7 @@ class _Folding:
         self.wides.append((show(tree), wide))
         return wide
 
-    def wide(self, tree: Composition) -> Wide:
+    def wide(self, tree: Composition) -> Wide | Plain:
         """The tree as one wide bottleneck. Raises Unfoldable."""
         members = _members(tree, self.site, self.modules)
         for name, module in members.items():
@@ -165,13 +166,12 @@ class _Folding:
             dtypes = ", ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in weights}))
             raise Unfoldable(f"its members have different dtypes: {dtypes}")
         up = next(module.up.weight for module in members.values() if isinstance(module, Bottleneck))
-        formula = Formula(
-            torch.zeros(len(up), dtype=torch.float64, device="meta" if up.is_meta else "cpu"), self.normed
-        )
+        device = "meta" if any(weight.is_meta for weight in weights) else "cpu"
+        formula = Formula(torch.zeros(len(up), dtype=torch.float64, device=device), self.normed)
         node = bind(tree, self.site, Symbolic(formula, self.modules))
         assert node is not None  # the reference has one
         before, after = formula.of(node)
-        wide = lay_out(formula, before, after, up)
+        wide = lay_out(formula, before, after, up.to(device) if device == "meta" else up)
         for step in formula.steps:
             if isinstance(step, Normed) and step.inner.ups:
                 names = ", ".join(dict.fromkeys(name for said in step.inner.ups for name in said.names))

@@ -13,7 +13,7 @@ caught here:
     a fusion       features (α₁φ₁, …, α_K φ_K, α₁, …, α_K), see `Formula.fused`
     a norm         a source of its own
 
-Weights are float64, on the CPU (or meta). Knows nothing of how a formula is laid out or executed.
+Weights are float64. Knows nothing of how a formula is laid out or executed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -140,7 +140,7 @@ Step: TypeAlias = Columns | Gated | Mixed | Normed
 class Formula:
     """The steps of one composition at one site, in an order that can be executed."""
 
-    zeros: Tensor  # (D,), float64, on the device where weights are computed with
+    zeros: Tensor  # (D,), float64, where weights are computed: on the CPU (not every device has float64), or on meta
     normed: bool  # whether a norm follows the residual add at this site
     steps: list[Step] = field(default_factory=list)
     output: Source = field(default_factory=Source)
@@ -174,14 +174,14 @@ class Formula:
 
     def said(self, name: str, adapter: Bottleneck, x: Value) -> Value:
         """What an adapter says to x: scale · up(f(down(x))), gated or not."""
-        z: Feature = self.columns(x, _weights(adapter.down), adapter.activation)
-        weight, bias = _weights(adapter.up)
+        z: Feature = self.columns(x, self._weights(adapter.down), adapter.activation)
+        weight, bias = self._weights(adapter.up)
         scaling = adapter.config.scaling
-        scale = float(scaling) if adapter.scale is None else _exact(adapter.scale)
+        scale = float(scaling) if adapter.scale is None else self._exact(adapter.scale)
         weight, bias = weight * scale, bias * scale
         if adapter.gate is None:
             return Value({Said((name,), ((z, weight),), bias): 1.0})
-        gate = self.columns(x, _weights(adapter.gate))
+        gate = self.columns(x, self._weights(adapter.gate))
         gated = self.add(Gated(z.size + 1, z, gate))
         return Value({Said((name,), ((gated, torch.cat([weight, bias[None]])),), self.zeros): 1.0})
 
@@ -193,9 +193,9 @@ class Formula:
         with x. With αₖ the softmax, Σ αₖuₖ·V = Σ αₖφₖ·(WₖV) + αₖ·(vₖV): features (αₖφₖ, αₖ), V inside their rows.
         """
         eye = torch.eye(len(self.zeros)).to(self.zeros)
-        query, query_bias = (eye, self.zeros) if fusion.query is None else _weights(fusion.query)
-        keys = _weights(fusion.key)[0] if fusion.key is not None else eye
-        values = _exact(fusion.value.weight).T if fusion.value is not None else eye
+        query, query_bias = (eye, self.zeros) if fusion.query is None else self._weights(fusion.query)
+        keys = self._weights(fusion.key)[0] if fusion.key is not None else eye
+        values = self._exact(fusion.value.weight).T if fusion.value is not None else eye
         members = [list(change.rows().items()) for change in changes]
         rows = torch.cat(
             [self.zeros[:0, None].expand(0, len(self.zeros)), *(w for m in members for _, w in m)]
@@ -212,6 +212,14 @@ class Formula:
         )
         names = tuple(name for change in changes for said in change.ups for name in said.names)
         return Value({Said(names, ((mixed, torch.cat([rows, biases]) @ values),), self.zeros): 1.0})
+
+    def _exact(self, tensor: Tensor) -> Tensor:
+        """A detached copy in float64, where weights are computed with."""
+        return tensor.detach().to(self.zeros, copy=True)
+
+    def _weights(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+        """W (in, out) and b (out,) of a linear layer."""
+        return self._exact(linear.weight).T, self._exact(linear.bias)
 
 
 @dataclass(frozen=True)
@@ -286,13 +294,3 @@ class _Fused:
                     "(residual_before_ln, original_ln_after), so its keys and values are of full width"
                 )
         return self.formula.fused(self.module, x, changes)
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    """A detached copy in float64: on the CPU, since not every device has float64, or on meta."""
-    return tensor.detach().to(device="meta" if tensor.is_meta else "cpu", dtype=torch.float64, copy=True)
-
-
-def _weights(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    """W (in, out) and b (out,) of a linear layer, in float64."""
-    return _exact(linear.weight).T, _exact(linear.bias)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from graftwork.compose.formula import Columns, Feature, Formula, Gated, Mixed, Normed, Said, Source, Value
+from graftwork.compose.plain import Plain, shortest
 from graftwork.compose.wide import (
     AFTER,
     OUTPUT,
@@ -62,13 +63,13 @@ class _Group:
         return [(run[0].activation, run) for run in runs.values()] + ([(None, plain)] if plain else [])
 
 
-def lay_out(formula: Formula, before: Value | None, after: Value | None, like: Tensor) -> Wide:
+def lay_out(formula: Formula, before: Value | None, after: Value | None, like: Tensor) -> Wide | Plain:
     """The wide bottleneck that computes two values of a formula; `like` gives the dtype and device of its weights."""
     layout = _Layout(formula, like)
     for step in formula.steps:
         layout.place(step)
     first, second = (None if value is None else layout.up(value) for value in (before, after))
-    return Wide(tuple(layout.steps), first, second, like.dtype, formula.normed)
+    return shortest(Wide(tuple(layout.steps), first, second, like.dtype, formula.normed))
 
 
 class _Layout:
@@ -138,7 +139,7 @@ class _Layout:
 
     def _activated(self, span: Span, activation: nn.Module) -> Span:
         own = deepcopy(activation).requires_grad_(False)  # a few kinds have parameters: these belong to the snapshot
-        return self._register(Activate(span, own), span[2] - span[1])
+        return self._register(Activate(span, own.forward), span[2] - span[1])
 
     def _down(self, reads: _Reads) -> int:
         columns = [columns for group in self.groups if group.reads == reads for columns in group.ordered]

@@ -39,6 +39,8 @@ class Run:
 
     def total(self, terms: Terms) -> Tensor | None:
         """Σ coefficient · source, (B, T, D), of the sources that are there; None where none is."""
+        if len(terms) == 1 and terms[0][1] == 1:
+            return self.sources[terms[0][0]]
         if terms in self.sums:
             return self.sums[terms]
         total: Tensor | None = None
@@ -57,20 +59,23 @@ class Run:
         """The same as (N, D), in the weights' dtype."""
         total = self.total(terms)
         assert total is not None  # every read holds a source that each call brings
-        return total.reshape(-1, self.shape[-1]).to(self.dtype)
+        flat = total.reshape(-1, self.shape[-1])
+        return flat if flat.dtype is self.dtype else flat.to(self.dtype)
 
     def features(self, spans: tuple[Span, ...]) -> Tensor:
         """Columns of registers side by side, (N, F)."""
-        parts = [self.registers[register][:, start:stop] for register, start, stop in spans]
+        parts = []
+        for index, start, stop in spans:
+            register = self.registers[index]
+            # a slice is a dispatch like any other: none for a whole register
+            parts.append(register if stop - start == register.size(1) else register[:, start:stop])
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class Step(Protocol):
     """Something that adds a register or a source to a run."""
 
-    def __call__(self, run: Run) -> None:
-        """Run it."""
-        ...
+    def __call__(self, run: Run) -> None: ...
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
@@ -207,7 +212,8 @@ class Up:
     def _product(self, run: Run, carry: Tensor | None) -> Tensor:
         features = run.features(self.features)
         if carry is None:
-            return torch.addmm(cast(Tensor, self.bias), features, self.weight).view(run.shape).to(run.out)
+            product = torch.addmm(cast(Tensor, self.bias), features, self.weight).view(run.shape)
+            return product if run.out is run.dtype else product.to(run.out)
         features = functional.pad(features, (0, 1), value=1.0)  # a 1 for the bias in the last row
         if carry.dtype == self.weight.dtype:
             return torch.addmm(carry.reshape(-1, run.shape[-1]), features, self.weight).view(run.shape)
@@ -255,6 +261,13 @@ class Norm:
         return ()
 
 
+def check_norm(reading: Reading, normed: bool) -> None:
+    """Raise RoutingError at a site that is not of the kind a composition was folded for."""
+    if (reading.norm is None) is normed:
+        found = "no norm follows" if normed else "a norm follows"
+        raise RoutingError(f"folded with normed={normed}, but {found} the residual add at this site")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Wide:
     """A folded composition at one site: a node, called like an adapter. A snapshot of its members' weights."""
@@ -268,10 +281,9 @@ class Wide:
     def __call__(self, reading: Reading, delta: Delta) -> Delta:
         """What the composition changes, (B, T, D), given what was changed before.
 
-        Raises RoutingError at a site with a norm after the residual add when folded for one without, or the reverse.
+        Raises RoutingError at a site of the other kind: with a norm after the residual add, or without.
         """
-        if (reading.norm is not None) is not self.normed:
-            raise RoutingError(f"this composition was folded for a site with normed={self.normed}, and runs at another")
+        check_norm(reading, self.normed)
         run = Run(reading, delta, self.dtype)
         for step in self.steps:
             step(run)
@@ -285,13 +297,3 @@ class Wide:
         """Everything it holds."""
         ups = [weight for up in (self.before, self.after) if up is not None for weight in up.weights]
         return (*(weight for step in self.steps for weight in step.weights), *ups)
-
-    @property
-    def multiplications(self) -> int:
-        """Multiplications of matrix products for each token (elementwise work and norms are not counted)."""
-        return sum(weight.numel() for weight in self.weights if weight.dim() == 2)
-
-    @property
-    def bytes(self) -> int:
-        """The size of its weights."""
-        return sum(weight.nbytes for weight in self.weights)
