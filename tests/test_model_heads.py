@@ -74,6 +74,11 @@ def test_the_active_head_is_a_default_of_the_active_setup_only(model: AdapterMod
     assert answering(model(**GIVEN)) == ["a"] * 4
     model.active_head = "r"
     assert answering(model(**GIVEN)) == ["r"] * 4
+    model.set_active_adapters("b")
+    model.active_head = "r"  # a setup with a head of its own is answered by that
+    assert answering(model(**GIVEN)) == ["b"] * 4
+    assert answering(model(**GIVEN, head="r")) == ["r"] * 4
+    model.set_active_adapters("l")
     with pytest.raises(AdapterError, match="which head answers l"):
         model(**GIVEN, adapters="l")
     with pytest.raises(AdapterError, match="no head 'z'; the heads are: a, b, r, t"):
