@@ -85,7 +85,7 @@ def test_written_forms(text: str, tree: Composition) -> None:
         ("Fuse(a, name=)", r"at character 13: expected a name or a block, found '\)'"),
         ("Fuse(a, name=b, c)", r"at character 14: expected '\)', found ','"),
         ("Stack(a, name=b)", "at character 13: expected ',', found '='"),
-        ("Fuse(name=x)", "Fuse needs at least 1"),
+        ("Fuse(name=x)", "Fuse needs at least one member"),
         ("Fuse(a, none)", "Fuse cannot hold none"),
     ],
 )
@@ -99,6 +99,8 @@ def test_size_and_depth_have_an_end() -> None:
         parse("a" * 20001)
     with pytest.raises(CompositionError, match=r"at character \d+: nested deeper than 32 blocks"):
         parse("Stack(" * 3000 + "a" + ")" * 30)
+    wide = f"Stack({', '.join(['Stack(a)'] * (2 * DEEPEST))})"
+    assert show(parse(wide)) == wide  # blocks beside each other are not inside each other
     deep = "Stack(" * DEEPEST + "a" + ")" * DEEPEST
     assert show(parse(deep)) == deep
 

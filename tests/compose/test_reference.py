@@ -168,9 +168,9 @@ def test_fusions_of_every_configuration_are_their_formulas(
     tree: Composition, norm: bool, before_norm: bool, inside: bool
 ) -> None:
     config = replace(FUSIONS["dynamic"], query_before_ln=before_norm, residual_before=inside)
-    at_site(
-        Stack("seq", Fuse("double", Stack("par", "seq"), Average("plus", "carry"), name="f"), tree), 1, norm, config
-    )
+    mixed = Fuse("double", Stack("par", "seq"), Average("plus", "carry"), name="mixed")
+    parallel = Fuse("seq", "par", name="parallel")
+    at_site(Stack("seq", mixed, parallel, tree), 1, norm, config)
 
 
 def deltas(tree: Composition, site: int = 1) -> Delta:

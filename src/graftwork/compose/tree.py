@@ -41,17 +41,17 @@ class Block:
     """What the six blocks share: children, checks at construction, and how they print."""
 
     children: tuple[Composition, ...]
-    refuses: ClassVar[dict[str, str]] = {}  # kind of child -> why it has no meaning here
-    fewest: ClassVar[int] = 1
+    refuses: ClassVar[dict[str, str]] = {}  # what has no meaning anywhere below ("none": a silent member) -> why
 
     def _settle(self, children: Sequence[Composition]) -> None:
         kind = type(self).__name__
-        if len(children) < self.fewest:
-            raise CompositionError(f"{kind} needs at least {self.fewest} member(s), got {len(children)}")
+        if not children:
+            raise CompositionError(f"{kind} needs at least one member")
         for child in children:
-            child_kind = _kind(child)
-            if child_kind in self.refuses:
-                raise CompositionError(f"{kind} cannot hold {show(child)}: {self.refuses[child_kind]}")
+            _check_member(child)
+            for refused, why in self.refuses.items():
+                if (not leaves(child)) if refused == NONE else has(child, BLOCKS[refused]):
+                    raise CompositionError(f"{kind} cannot hold {show(child)}: {why}")
         if 1 + max(map(_depth, children)) > DEEPEST:
             raise CompositionError(f"this {kind} would be nested deeper than {DEEPEST} blocks")
         object.__setattr__(self, "children", tuple(children))
@@ -88,7 +88,7 @@ class Fuse(Block):
     label: str | None
 
     refuses: ClassVar[dict[str, str]] = {
-        "none": "fusion attends to what its members say, and no adapter says nothing",
+        NONE: "fusion attends to what its members say, and no adapter says nothing",
         **dict.fromkeys(
             ("Parallel", "Split", "BatchSplit"),
             "a fusion is trained for one fixed list of members; put the routing outside, one Fuse per branch",
@@ -97,12 +97,6 @@ class Fuse(Block):
 
     def __init__(self, *children: Composition, name: str | None = None) -> None:
         self._settle(children)
-        for child in children:
-            for kind in (Parallel, Split, BatchSplit):
-                if has(child, kind):
-                    raise CompositionError(f"Fuse cannot hold {show(child)}: {self.refuses[kind.__name__]}")
-            if not leaves(child):
-                raise CompositionError(f"Fuse cannot hold {show(child)}: {self.refuses['none']}")
         object.__setattr__(self, "label", None if name is None else check_name(name))
 
     __repr__ = Block.__str__
@@ -142,8 +136,6 @@ class Average(_Weighted):
 
     def __init__(self, *children: Composition, weights: Sequence[float] | None = None) -> None:
         self._settle(children)
-        if any(has(child, Parallel) for child in children):
-            raise CompositionError(f"{self._bare()} holds a Parallel: {self.refuses['Parallel']}")
         if weights is not None:
             _check_count(self, weights, "weights")
             numeric = all(isinstance(weight, int | float) and math.isfinite(weight) for weight in weights)
@@ -153,9 +145,6 @@ class Average(_Weighted):
         object.__setattr__(self, "weights", weights)
 
     __repr__ = Block.__str__
-
-    def _bare(self) -> str:
-        return f"Average({', '.join(map(show, self.children))})"
 
     def _numbers(self) -> Sequence[float] | None:
         return self.weights
@@ -193,8 +182,6 @@ class Split(_Weighted):
 
     def __init__(self, *children: Composition, splits: Sequence[int]) -> None:
         self._settle(children)
-        if any(has(child, kind) for child in children for kind in (Parallel, BatchSplit)):
-            raise CompositionError(f"Split holds a Parallel or BatchSplit: {self.refuses['Parallel']}")
         object.__setattr__(self, "splits", _check_sizes(self, splits, "splits"))
         for child, size in zip(self.children, self.splits, strict=True):
             if isinstance(child, Split) and sum(child.splits) != size:
@@ -271,15 +258,12 @@ def top(composition: Composition) -> str | None:
     return composition if isinstance(composition, str) else None
 
 
-def _kind(child: object) -> str:
-    if child is None:
-        return "none"
+def _check_member(child: object) -> None:
     if isinstance(child, str):
         check_name(child)
-        return "name"
-    if isinstance(child, Block):
-        return type(child).__name__
-    raise CompositionError(f"{child!r} cannot stand in a composition: use a name, None, or one of {', '.join(BLOCKS)}")
+    elif child is not None and not isinstance(child, Block):
+        blocks = ", ".join(BLOCKS)
+        raise CompositionError(f"{child!r} cannot stand in a composition: use a name, None, or one of {blocks}")
 
 
 def _depth(composition: Composition) -> int:
