@@ -48,6 +48,7 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
     "add_regression_head": lambda m, _: m.add_regression_head("c"),
     "add_tagging_head": lambda m, _: m.add_tagging_head("c", 4),
     "config": lambda m, _: (m.set_active_adapters("a"), setattr(m.config, "id2label", {0: "mine"})),
+    "default_dropout": lambda m, _: m.default_dropout,
     "default_pooling": lambda m, _: m.default_pooling,
     "delete_adapter": lambda m, _: (m.delete_adapter_fusion("ab"), m.delete_adapter("b")),
     "delete_adapter_fusion": lambda m, _: m.delete_adapter_fusion("ab"),

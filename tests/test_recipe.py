@@ -169,7 +169,7 @@ def test_anchors_and_merge_keys() -> None:
 
 def test_the_first_of_several_merged_mappings_wins() -> None:
     task = "{<<: [{kind: pair}, {kind: tagging, labels: [b, c]}]}"
-    assert reading(small(task=task)).task.model_dump() == {"kind": "pair", "labels": ("b", "c")}
+    assert reading(small(task=task)).task.model_dump(exclude_none=True) == {"kind": "pair", "labels": ("b", "c")}
 
 
 def test_paths_start_at_the_recipe_and_ids_stay_ids(tmp_path: Path) -> None:
@@ -565,3 +565,9 @@ def test_no_text_breaks_the_reader(text: str) -> None:
     """Any text is a recipe or a RecipeError, never a traceback from the depths."""
     with pytest.raises(RecipeError):
         reading(text)
+
+
+def test_pooling_is_refused_where_nothing_is_pooled() -> None:
+    text = "model: {name: minilm}\ntask: {kind: tagging, pooling: mean}\ndata: {train: a.jsonl}\n"
+    with pytest.raises(RecipeError, match=r"task\.pooling: tagging answers once a token and pools nothing"):
+        loads(text, check_files=False)

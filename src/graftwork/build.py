@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from graftwork.compose.tree import Composition, Fuse, Stack
 from graftwork.core.backbone import load_tokenizer
+from graftwork.core.heads import HeadConfig
 from graftwork.core.kinds import MethodConfig, read_config, write_config
 from graftwork.errors import AdapterError, Conflict, RecipeError
 from graftwork.manifest import Manifest, Member
@@ -77,20 +78,10 @@ def adapter_config(section: AdapterSection) -> MethodConfig:
         raise RecipeError(f"adapter: {error}") from None
 
 
-_ADD_HEAD: dict[str, Callable[[AdapterModel, str, Task], None]] = {
-    "classification": lambda model, name, task: model.add_classification_head(
-        name, len(task.labels), task.head_layers, id2label=dict(enumerate(task.labels))
-    ),
-    "tagging": lambda model, name, task: model.add_tagging_head(
-        name, len(task.labels), task.head_layers, id2label=dict(enumerate(task.labels))
-    ),
-    "regression": lambda model, name, task: model.add_regression_head(name, task.head_layers),
-}
-
-
-def add_task_head(model: AdapterModel, task: Task, name: str) -> None:
+def add_task_head(model: AdapterModel, task: Task, name: str, pooling: str | None = None) -> None:
     """Add the head that a task wants, freshly initialised, with its labels. Raises AdapterError."""
-    _ADD_HEAD[task.head_kind](model, name, task)
+    spec = task.head(model.default_dropout, pooling or model.default_pooling)
+    model.add_head(name, HeadConfig(**spec.model_dump()))
 
 
 @dataclass(frozen=True)
@@ -109,7 +100,7 @@ def set_up(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry |
     """
     setup = _COMPOSITIONS[recipe.adapter.composition](model, recipe, task, registry)
     if setup.name not in model.parts.head_configs:
-        add_task_head(model, task, setup.name)
+        add_task_head(model, task, setup.name, recipe.task.pooling)
     if isinstance(setup.composition, Fuse):
         model.train_adapter_fusion(setup.composition)
     else:
@@ -120,7 +111,7 @@ def set_up(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry |
 
 def set_up_head(model: AdapterModel, recipe: Recipe, task: Task) -> Setup:
     """Put only the task's head on a model and let it train: the frozen base as a baseline."""
-    add_task_head(model, task, recipe.name)
+    add_task_head(model, task, recipe.name, recipe.task.pooling)
     model.set_active_adapters(None)
     model.parts.train_only([("heads", recipe.name)])
     model.train()

@@ -78,7 +78,7 @@ def _task(task: str, recipe: Path, registry: Registry, output: Path, say: Callab
 
 def _composed(recipe: Path, registry: Registry, output: Path, say: Callable[[str], None]) -> Iterator[Line]:
     say("composed: a Fuse over three adapters, a Stack on one, an Average of two seeds")
-    members = {"adapter.composition": "fuse", "adapter.members": ["intent@1", "sentiment@1", "category@1"]}
+    members = {"adapter": {"composition": "fuse", "members": ["intent@1", "sentiment@1", "category@1"]}}
     below = {"adapter.composition": "stack", "adapter.language_adapter": "category@1"}
     for name, changes in (("intent_fused", members), ("intent_stacked", below)):
         result = _trained(recipe, registry, output / name, {"name": name, **changes})

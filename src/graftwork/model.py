@@ -127,7 +127,7 @@ class AdapterModel(nn.Module):
             layers=layers,
             activation=activation_function,
             pooling=pooling or self.default_pooling,
-            dropout=self._dropout if dropout is None else dropout,
+            dropout=self.default_dropout if dropout is None else dropout,
             labels=labels_of(id2label),
         )
         self.add_head(name, config, overwrite_ok=overwrite_ok)
@@ -147,7 +147,7 @@ class AdapterModel(nn.Module):
             num_outputs=1,
             layers=layers,
             pooling=pooling or self.default_pooling,
-            dropout=self._dropout if dropout is None else dropout,
+            dropout=self.default_dropout if dropout is None else dropout,
         )
         self.add_head(name, config, overwrite_ok=overwrite_ok)
 
@@ -169,7 +169,7 @@ class AdapterModel(nn.Module):
             layers=layers,
             activation=activation_function,
             pooling="none",
-            dropout=self._dropout if dropout is None else dropout,
+            dropout=self.default_dropout if dropout is None else dropout,
             labels=labels_of(id2label),
         )
         self.add_head(name, config, overwrite_ok=overwrite_ok)
@@ -454,7 +454,8 @@ class AdapterModel(nn.Module):
         return "last" if self.backbone.family.causal else "first"
 
     @property
-    def _dropout(self) -> float:
+    def default_dropout(self) -> float:
+        """The dropout of a head: that of the base's own hidden states."""
         return float(getattr(self.config, "hidden_dropout_prob", None) or getattr(self.config, "dropout", None) or 0.0)
 
     def adapter_to(self, name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:

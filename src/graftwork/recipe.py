@@ -127,10 +127,14 @@ class ServingSection(_Section):
 
 
 class TaskSection(_Section):
-    """What is learned. `labels` fixes the labels and their order; null = those of the training rows, sorted."""
+    """What is learned. `labels` fixes the labels and their order; null = those of the training rows, sorted.
+
+    `pooling`: the hidden state that stands for a row; null = as the base's kind has it (first token, or last).
+    """
 
     kind: TaskKind
     labels: Annotated[tuple[Label, ...], Field(min_length=2)] | None = None
+    pooling: Literal["first", "last", "mean"] | None = None
 
 
 class HubSource(_Section):

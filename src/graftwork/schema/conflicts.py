@@ -25,7 +25,7 @@ def conflicts(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Problems between keys; their own values are checked elsewhere."""
     adapter, task, source = (_section(data, name) for name in ("adapter", "task", "data"))
     yield from _composition(adapter, _section(data, "training").get("method", "adapter"))
-    yield from _labels(task)
+    yield from _task(task)
     yield from _columns(task.get("kind"), source.get("columns"))
 
 
@@ -67,12 +67,14 @@ def _composition(adapter: Mapping[str, Any], method: Any) -> Iterator[Problem]:
         )
 
 
-def _labels(task: Mapping[str, Any]) -> Iterator[Problem]:
+def _task(task: Mapping[str, Any]) -> Iterator[Problem]:
     labels = task.get("labels")
     if labels is not None and task.get("kind") == "regression":
         yield _about("task", "labels", "a regression predicts a number and has no labels; remove it")
     elif isinstance(labels, list) and (twice := _twice(labels)):
         yield _about("task", "labels", f"{twice[0]!r} stands there twice; name each label once")
+    if task.get("pooling") is not None and task.get("kind") == "tagging":
+        yield _about("task", "pooling", "tagging answers once a token and pools nothing; remove it")
 
 
 def _columns(kind: Any, columns: Any) -> Iterator[Problem]:
