@@ -1,7 +1,7 @@
 """Write docs/cli.md from the commands themselves: what `--help` says, as one page.
 
-    python docs/generate.py            write the page
-    python docs/generate.py --check    exit 1 if the page on disk says something else
+python docs/generate.py            write the page
+python docs/generate.py --check    exit 1 if the page on disk says something else
 """
 
 import inspect

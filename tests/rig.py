@@ -31,7 +31,7 @@ class Rig:
     def __init__(self, family: str, adapters: Mapping[str, Any] = ZOO) -> None:
         self.backbone = Backbone(tiny.model(family))
         self.parts = Parts()
-        self.planner = Planner(self.parts, len(self.backbone.sites))
+        self.planner = Planner(self.parts, self.backbone.normed)
         for name, config in adapters.items():
             self.parts.add_adapter(name, read_config(config), self.backbone)
         self.parts.eval()

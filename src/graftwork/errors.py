@@ -1,18 +1,18 @@
 """One exception tree. Every message names the thing, shows the value, says what is allowed and what to do.
 
-    GraftworkError
-    ├── UserError                  what the caller asked for cannot be (exit code 2, HTTP 4xx)
-    │   ├── RecipeError            a recipe file or value; all problems at once
-    │   ├── DataError              a data file, row or label; all problems at once
-    │   ├── CompositionError       a composition that has no meaning, or cannot be parsed
-    │   ├── AdapterError           an unknown, duplicate or impossible adapter, fusion or head
-    │   ├── BackboneError          a model that is unknown, unreachable or has no described sites
-    │   ├── NotFound               a name or version that the registry does not hold
-    │   ├── Conflict               a package for another base; an immutable version pushed twice
-    │   └── InputTooLong           a text longer than the model or the request allows
-    ├── PackageError               a damaged or dishonest file (exit code 1)
-    ├── RoutingError               a forward that was re-entered, or a route that does not fit its batch
-    └── GoalMissed                 a step ran but missed its bar (exit code 1)
+GraftworkError
+├── UserError                  what the caller asked for cannot be (exit code 2, HTTP 4xx)
+│   ├── RecipeError            a recipe file or value; all problems at once
+│   ├── DataError              a data file, row or label; all problems at once
+│   ├── CompositionError       a composition that has no meaning, or cannot be parsed
+│   ├── AdapterError           an unknown, duplicate or impossible adapter, fusion or head
+│   ├── BackboneError          a model that is unknown, unreachable or has no described sites
+│   ├── NotFound               a name or version that the registry does not hold
+│   ├── Conflict               a package for another base; an immutable version pushed twice
+│   └── InputTooLong           a text longer than the model or the request allows
+├── PackageError               a damaged or dishonest file (exit code 1)
+├── RoutingError               a forward that was re-entered, or a route that does not fit its batch
+└── GoalMissed                 a step ran but missed its bar (exit code 1)
 """
 
 from collections.abc import Sequence

@@ -59,7 +59,7 @@ class AdapterModel(nn.Module):
         self.backbone = Backbone(model, family)
         self.base = model
         self.parts = Parts()
-        self._planner = Planner(self.parts, len(self.backbone.sites))
+        self._planner = Planner(self.parts, self.backbone.normed)
         self._active: Composition = None
         self._active_head: str | None = None
         self.train(model.training)
@@ -437,6 +437,15 @@ class AdapterModel(nn.Module):
         """The head of calls that name neither adapters nor head, or None."""
         named = top(self._active)
         return named if named in self.parts.head_configs else self._active_head
+
+    @property
+    def execution(self) -> str:
+        """How calls that need no gradient run their compositions: "reference", or "folded" (see `compose/fold.py`)."""
+        return self._planner.execution
+
+    @execution.setter
+    def execution(self, name: str) -> None:
+        self._planner.choose(name)
 
     @property
     def device(self) -> torch.device:

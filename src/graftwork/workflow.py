@@ -82,7 +82,7 @@ class Evaluation:
 
 
 def evaluate(engine: Engine, adapters: str | None, file: str, *, head: str | None = None) -> Evaluation:
-    """Score a composition on a file of labelled rows, too long texts cut as in training. Raises DataError, UserErrors."""
+    """Score a composition on a file of labelled rows. Raises DataError for rows that cannot be answered, UserErrors."""
     task = engine.task(adapters, head)
     rows = read_split(_file(file), "train", task.kind)
     answers = engine.answer([_asked(row, adapters, head) for row in rows])

@@ -1,18 +1,21 @@
 """From what a call asks for to an explicit plan: the route, the rows it repeats, and the head of every row.
 
 Plans are derived from names and sizes alone, so equal calls share one; nothing is walked again until a part is added or
-removed.
+removed. A call that needs no gradient may run folded (`execution`): its plan is made again when a weight has changed.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from graftwork.compose.answer import head_of
+from graftwork.compose.fold import Folded, fold
 from graftwork.compose.grammar import as_composition
 from graftwork.compose.parts import Parts
 from graftwork.compose.reference import program
@@ -21,6 +24,7 @@ from graftwork.compose.tree import BatchSplit, Composition, Parallel, has, show
 from graftwork.errors import AdapterError, CompositionError
 
 NO_HEAD = "none"
+EXECUTIONS = ("reference", "folded")
 _KEPT = 256  # plans kept; a plan is a few index tensors
 
 
@@ -32,6 +36,7 @@ class Plan:
     heads: tuple[str, ...] | None
     trees: tuple[Composition, ...]
     rows: int
+    folds: tuple[Folded, ...] = ()  # what its route runs folded
 
     @property
     def sources(self) -> Tensor | None:
@@ -50,26 +55,42 @@ class Plan:
 
 
 class Planner:
-    """Makes and keeps the plans of one model."""
+    """Makes and keeps the plans of one model. `normed`: for every site, whether a norm follows its residual add.
 
-    def __init__(self, parts: Parts, sites: int) -> None:
+    execution: "reference", or "folded" for calls outside of training that need no gradient of a part.
+    """
+
+    def __init__(self, parts: Parts, normed: Sequence[bool], execution: str = "reference") -> None:
         self._parts = parts
-        self._sites = sites
+        self._normed = tuple(normed)
+        self.execution = execution
         self._plans: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
         self._programs: dict[Composition, Program] = {}
+        self._folds: dict[Composition, tuple[Folded | None, ...]] = {}
         self._turn = threading.Lock()  # calls from several threads share the plans
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_parts": self._parts, "_sites": self._sites}  # derived data does not travel, and locks cannot
+        return {
+            "parts": self._parts,
+            "normed": self._normed,
+            "execution": self.execution,
+        }  # derived data does not travel, and locks cannot
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_parts"], state["_sites"])  # type: ignore[misc]
+        self.__init__(state["parts"], state["normed"], state["execution"])  # type: ignore[misc]
+
+    def choose(self, execution: str) -> None:
+        """Set how calls that need no gradient run. Raises AdapterError for a name that is not known."""
+        if execution not in EXECUTIONS:
+            raise AdapterError(f"execution {execution!r} is unknown; there are {', '.join(EXECUTIONS)}")
+        self.execution = execution
 
     def forget(self) -> None:
         """Drop every plan: a part was added, replaced or removed."""
         with self._turn:
             self._plans.clear()
             self._programs.clear()
+            self._folds.clear()
 
     def plan(self, setup: Any, head: str | Sequence[str | None] | None, default_head: str | None, batch: int) -> Plan:
         """The plan of a call: `setup` a composition, or a list with one per row.
@@ -79,13 +100,14 @@ class Planner:
         per_row = isinstance(setup, list | tuple)
         tree = tuple(map(as_composition, setup)) if per_row else as_composition(setup)
         heads = head if isinstance(head, str) or head is None else tuple(head)
-        key = (tree, per_row, heads, default_head, batch)
+        folded = self._may_fold()
+        key = (tree, per_row, heads, default_head, batch, folded)
         with self._turn:
-            if key in self._plans:
+            if key in self._plans and not any(one.stale for one in self._plans[key].folds):
                 self._plans.move_to_end(key)
                 return self._plans[key]
-            plan = self._made(tree if isinstance(tree, tuple) else (tree,), per_row, heads, default_head, batch)
-            self._plans[key] = plan
+            trees = tree if isinstance(tree, tuple) else (tree,)
+            self._plans[key] = plan = self._made(trees, per_row, heads, default_head, batch, folded)
             if len(self._plans) > _KEPT:
                 self._plans.popitem(last=False)
             return plan
@@ -97,6 +119,7 @@ class Planner:
         head: str | tuple[str | None, ...] | None,
         default_head: str | None,
         batch: int,
+        folded: bool,
     ) -> Plan:
         if batch < 1:
             raise CompositionError("a batch needs at least one row")
@@ -114,14 +137,33 @@ class Planner:
             lanes = lanes_of(trees[0], batch)
         ran = tuple(tree for _, tree in lanes) if lanes is not None else (distinct[0],) * batch
         idle = len(ran) == batch and all(tree is None for tree in ran)
-        made = None if idle else route(lanes, distinct[0], batch, self._program)
+        folds: list[Folded] = []
+        made = None
+        if not idle:
+            run = partial(self._folded, folds) if folded else self._program
+            made = route(lanes, distinct[0], batch, run)
         sources = [source for source, _ in lanes] if lanes is not None else list(range(batch))
-        return Plan(made, self._heads(ran, sources, head, default_head, batch), tuple(dict.fromkeys(ran)), len(ran))
+        answering = self._heads(ran, sources, head, default_head, batch)
+        return Plan(made, answering, tuple(dict.fromkeys(ran)), len(ran), tuple(folds))
+
+    def _may_fold(self) -> bool:
+        if self.execution == "reference" or self._parts.training:
+            return False
+        return not torch.is_grad_enabled() or not any(weight.requires_grad for weight in self._parts.parameters())
 
     def _program(self, tree: Composition) -> Program:
         if tree not in self._programs:
-            self._programs[tree] = program(tree, self._sites, self._parts)
+            self._programs[tree] = program(tree, len(self._normed), self._parts)
         return self._programs[tree]
+
+    def _folded(self, used: list[Folded], tree: Composition) -> Program:
+        """The program of a tree folded at every site, again where a weight has changed; `used` collects its folds."""
+        old = self._folds.get(tree)
+        if old is None or any(one is not None and one.stale for one in old):
+            sites = enumerate(self._normed)
+            self._folds[tree] = tuple(fold(tree, site, self._parts, normed=normed) for site, normed in sites)
+        used += [one for one in self._folds[tree] if one is not None]
+        return tuple(None if one is None else one.node for one in self._folds[tree])
 
     def _heads(
         self,

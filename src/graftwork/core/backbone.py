@@ -43,6 +43,7 @@ class Backbone:
         self.family = family or _family_of(model)
         self.runtime = Runtime()
         self.sites: tuple[Site, ...] = ()
+        self.normed: tuple[bool, ...] = ()  # for every site, whether a norm follows its residual add
         self._anchors: list[nn.Module] = []
         self._fingerprint: str | None = None
         _check_whole(model)
@@ -62,6 +63,7 @@ class Backbone:
         if "norm" in modules:
             modules["norm"].register_forward_hook(hook.finish)
         self.sites += (site,)
+        self.normed += ("norm" in modules,)
         self._anchors.append(modules["anchor"])
 
     @property

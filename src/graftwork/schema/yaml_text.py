@@ -184,10 +184,12 @@ class _Builder:
             shown = text if len(text) <= 40 else f"{text[:20]}... ({len(text)} characters)"
             return self._problem(node, path, f"{shown!r} cannot be read as {node.tag.removeprefix(_TAG)}")
 
-    def _refused_tag(self, node: yaml.Node, path: KeyPath) -> None:
+    def _refused_tag(self, node: yaml.Node, path: KeyPath) -> Any:
         tag = node.tag.replace(_TAG, "!!")
         return self._problem(node, path, f"the tag {tag!r} is not allowed; a recipe holds plain values only")
 
-    def _problem(self, node: yaml.Node, path: KeyPath, message: str) -> None:
+    def _problem(self, node: yaml.Node, path: KeyPath, message: str) -> Any:
+        """Note a problem; what could not be read has no value."""
         key = f"{dotted(path)}: " if path else ""
         self.problems.append(Problem(path, key + message, node.start_mark.line + 1))
+        return None
