@@ -33,6 +33,13 @@ def _backward(model: AdapterModel, _: Path) -> None:
     optimiser.step()
 
 
+def _folded(model: AdapterModel, _: Path) -> None:
+    model.execution = "folded"
+    with torch.no_grad():
+        for tree in ("a", "Fuse(a, b, name=ab)", "Average(a, b)"):
+            model.eval()(**GIVEN, adapters=tree, head="a")
+
+
 # every public name of AdapterModel that torch's Module does not have -> calls of it
 CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
     "activation_checkpointing_enable": lambda m, _: m.activation_checkpointing_enable({"use_reentrant": False}),
@@ -55,6 +62,7 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
     "delete_head": lambda m, _: m.delete_head("a"),
     "device": lambda m, _: m.device,
     "dtype": lambda m, _: m.dtype,
+    "execution": _folded,
     "forward": lambda m, _: [
         m(**GIVEN, adapters=tree, head=head, labels=LABELS if head != "none" else None)
         for tree in ("a", "Fuse(a, b, name=ab)", ["Stack(b, a)", None], "Parallel(a, b)", "Split(a:3, b:4)")
