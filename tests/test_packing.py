@@ -1,6 +1,7 @@
 """Between parts and packages: what is written down, and what is refused with nothing half-done."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from graftwork.compose.tree import Fuse
 from graftwork.core.fusion import FusionConfig
 from graftwork.errors import AdapterError, CompositionError, Conflict, PackageError
 from graftwork.manifest import Member, TaskSpec
-from graftwork.model import AdapterModel
+from graftwork.model import AdapterModel, AutoAdapterModel
 from graftwork.packing import Provenance, check_part_name, install, pack
 from graftwork.registry.package import Package
 from tests import tiny
@@ -259,3 +260,11 @@ def test_names_of_parts(name: Any, table: str, fine: bool) -> None:
 def test_an_unknown_name_lists_what_is_there() -> None:
     with pytest.raises(AdapterError, match="nothing is called 'c'; there are: a, b"):
         packed(adapted(heads=["a"]), "c")
+
+
+def test_a_package_names_its_base_without_a_path_of_this_machine(minilm_folder: Path, tmp_path: Path) -> None:
+    tiny.model("bert").save_pretrained(tmp_path / "my-bert")
+    for given, named in ((str(minilm_folder), "minilm"), (str(tmp_path / "my-bert"), "my-bert")):
+        model = AutoAdapterModel.from_pretrained(given)
+        model.add_adapter("a")
+        assert model.package("a").manifest.base.name == named

@@ -151,5 +151,5 @@ def _member(name: str, registry: Registry) -> dict[str, Any]:
         "reference": str(found),
         "role": manifest.role,
         "parameters": contents.parameters(),
-        "base": manifest.base.model_dump(),
+        "base": manifest.base.name,
     }

@@ -86,7 +86,7 @@ def base_ref(backbone: Backbone) -> BaseRef:
     return BaseRef(
         fingerprint=backbone.fingerprint,
         model_type=backbone.config.model_type,
-        name=str(backbone.config.name_or_path or ""),
+        name=backbone.name,
         hidden_size=backbone.config.get_text_config().hidden_size,
     )
 

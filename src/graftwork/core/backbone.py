@@ -72,6 +72,13 @@ class Backbone:
         return self.model.config
 
     @property
+    def name(self) -> str:
+        """What people call the model: its id, `minilm`, or the last part of a folder; never a path of one machine."""
+        given = str(self.config.name_or_path or "")
+        embedded = [name for name in EMBEDDED if find_spec(EMBEDDED[name][0]) and resolve(name) == given]
+        return embedded[0] if embedded else Path(given).name if Path(given).is_dir() else given
+
+    @property
     def layers(self) -> int:
         """How many layers have sites, over all stacks."""
         return 1 + max(site.depth for site in self.sites)
