@@ -119,7 +119,9 @@ def test_predict_answers_in_order_and_fails_row_by_row(typed: Type, shop: Path, 
     assert said.code == 1
     assert [answer.get("adapters") for answer in answers] == ["mood@1", None, "Stack(mood@1, mood@1)", "mood@1"]
     assert answers[1]["error"]["code"] == "not_found"
-    assert typed("predict", "mood", "--text", "fine", *with_base(shop)).code == 0
+    said = typed("predict", "mood", "--text", "fine", "--text", "awful", "--json", *with_base(shop))
+    assert said.code == 0
+    assert [answer["head"] for answer in said.json()] == ["mood@1", "mood@1"]
 
 
 def test_registry_tells_the_life_of_a_package(typed: Type, shop: Path, tmp_path: Path) -> None:

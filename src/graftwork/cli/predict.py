@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from graftwork.cli.options import Head, Model, Root
+from graftwork.cli.options import AsJson, Head, Model, Root
+from graftwork.cli.printing import emit
 from graftwork.cli.registry import open_registry
 from graftwork.errors import DataError
 from graftwork.workflow import open_engine, predict
@@ -24,8 +25,9 @@ def command(
     model: Model = "minilm",
     head: Head = None,
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Answer rows; one JSON object a line, in order. Exit code 1 when a row could not be answered.
+    """Answer rows; one JSON object a line, in order (with --json, one list). Exit code 1 when a row could not be answered.
 
     \b
     Examples:
@@ -36,11 +38,12 @@ def command(
     rows = [*({"text": one} for one in text or []), *(_rows(data) if data is not None else [])]
     if not rows:
         raise DataError("there is nothing to answer: give --text, or --data with a file of rows")
-    failed = 0
-    for answer in predict(open_engine(model, open_registry(root)), rows, adapters, head):
-        typer.echo(json.dumps(answer, ensure_ascii=False))
-        failed += "error" in answer
-    if failed:
+    answers = predict(open_engine(model, open_registry(root)), rows, adapters, head)
+    if as_json:
+        emit(answers)
+    else:
+        typer.echo("\n".join(json.dumps(answer, ensure_ascii=False) for answer in answers))
+    if any("error" in answer for answer in answers):
         raise typer.Exit(1)
 
 
