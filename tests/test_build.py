@@ -83,8 +83,10 @@ def test_an_encoder_has_the_limit_and_the_habit_that_is_asked_for(tmp_path: Path
     folder = str(small.model_folder(tmp_path / "base"))
     assert len(build.open_encoder(folder, 8, "truncate").text("the film was so good and " * 5).input_ids) == 8
     assert build.open_encoder(folder, 8).too_long == "refuse"
-    with pytest.raises(UserError, match=r"max_length is 65; this tokenizer .* at most 64"):
-        build.open_encoder(folder, 65)
+    assert build.open_encoder(folder, 65).max_length == 64  # the tokenizer's own limit
+    assert build.open_encoder(folder, 65, longest=16).max_length == 16  # the model's
+    with pytest.raises(UserError, match=r"max_length is 2; this tokenizer .* at least"):
+        build.open_encoder(folder, 2)
 
 
 def test_the_task_of_a_recipe_and_of_a_package(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ Nothing is read here but models, tokenizers and packages; nothing is written.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers.utils import logging
@@ -53,9 +53,26 @@ def without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def open_encoder(name: str, max_length: int, too_long: Literal["truncate", "refuse"] = "refuse") -> TextEncoder:
-    """The tokenizer of a model, with a limit in pieces. Raises BackboneError, UserError for an impossible limit."""
-    return TextEncoder(load_tokenizer(name), max_length, too_long)
+def open_encoder(
+    name: str, max_length: int, too_long: Literal["truncate", "refuse"] = "refuse", longest: int | None = None
+) -> TextEncoder:
+    """The tokenizer of a model, with a limit in pieces: at most what it and the model (`longest`) can take.
+
+    Raises BackboneError, UserError for an impossible limit.
+    """
+    tokenizer = load_tokenizer(name)
+    return TextEncoder(tokenizer, min(max_length, tokenizer.model_max_length, longest or max_length), too_long)
+
+
+def positions(config: Any) -> int | None:
+    """How many pieces a model has positions for; None where it says nothing.
+
+    RoBERTa and its relatives number positions from the padding id on, so they have that many, and one, fewer.
+    """
+    text = config.get_text_config()
+    longest = getattr(text, "max_position_embeddings", None)
+    offset = text.pad_token_id + 1 if "roberta" in text.model_type else 0
+    return None if longest is None else int(longest) - offset
 
 
 def recipe_task(recipe: Recipe, labels: Sequence[str]) -> Task:

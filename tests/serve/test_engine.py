@@ -13,12 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graftwork.build import positions
 from graftwork.compose.tree import Stack
 from graftwork.core.heads import HeadConfig
 from graftwork.errors import AdapterError, NotFound, UserError
 from graftwork.recipe import ModelSection
 from graftwork.registry.store import Registry
-from graftwork.serve.engine import Engine, positions
+from graftwork.serve.engine import Engine
 from tests import tiny
 from tests.serve.world import CLASSES, TAGS, World, close, error, furnish, text
 

@@ -123,7 +123,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"training\.metric: 'f1' is no score of task classification; those are accuracy, f1_macro, mcc, loss",
     ),
     "an unknown variant": ({"adapter.variant": "seq_bnn"}, RecipeError, "did you mean 'seq_bn'"),
-    "more pieces than the model": ({"training.max_seq_length": 65}, UserError, "max_length is 65"),
+    "fewer pieces than any text": ({"training.max_seq_length": 2}, UserError, "max_length is 2"),
     "a type that cannot be trained": ({"model.dtype": "float16"}, RecipeError, r"model\.dtype: float16"),
     "labels of another task": ({"task.labels": ["good", "neutral"]}, DataError, "'bad' is not a label of task.labels"),
     "fields of another task": ({"task.kind": "tagging"}, DataError, "train.jsonl:1: tokens: missing"),
@@ -274,8 +274,14 @@ def test_notes_say_what_was_decided(tmp_path: Path) -> None:
     made = small.recipe(tmp_path, {"training.max_seq_length": 8, "data.dev": None, "data.test": None})
     result = train(made)
     assert "no dev data named: 4 of 40 rows of train are held out as dev (seed 0)" in result.notes
-    assert any("rows of train are longer than training.max_seq_length 8 and were cut" in note for note in result.notes)
+    assert any("rows of train are longer than 8 pieces and were cut" in note for note in result.notes)
     assert set(result.scores) == {"dev"}
+
+
+def test_a_base_that_takes_less_than_the_recipe_allows_is_said(tmp_path: Path) -> None:
+    result = train(small.recipe(tmp_path, {"training.max_seq_length": 256, "training.epochs": 1}))
+    assert "training.max_seq_length is 256; this base takes 64 pieces at most" in result.notes
+    assert not any("were cut" in note for note in result.notes)
 
 
 def test_a_real_encoder(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def command(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer rows; one JSON object a line, in order (with --json, one list). Exit code 1 when a row could not be answered.
+    """Answer rows, in order: one JSON object a line, or one list. Exit code 1 when a row could not be answered.
 
     \b
     Examples:

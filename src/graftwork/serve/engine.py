@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from graftwork.build import open_model
+from graftwork.build import open_model, positions
 from graftwork.compose.tree import show
 from graftwork.core.backbone import load_tokenizer
 from graftwork.errors import UserError
@@ -170,17 +170,6 @@ class Engine:
         except Exception as error:
             return failure(error, self.registry.root)
         return {**answer, "adapters": show(unit.tree), "head": unit.head}
-
-
-def positions(config: Any) -> int | None:
-    """How many pieces a model has positions for; None where it says nothing.
-
-    RoBERTa and its relatives number positions from the padding id on, so they have that many, and one, fewer.
-    """
-    text = config.get_text_config()
-    longest = getattr(text, "max_position_embeddings", None)
-    offset = text.pad_token_id + 1 if "roberta" in text.model_type else 0
-    return None if longest is None else int(longest) - offset
 
 
 def _assembled(plan: PlannedRow, outcomes: Mapping[Unit, Outcome]) -> Outcome:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graftwork.build import Setup, open_encoder, open_model, recipe_task, set_up, set_up_head
+from graftwork.build import Setup, open_encoder, open_model, positions, recipe_task, set_up, set_up_head
 from graftwork.errors import RecipeError
 from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
@@ -83,19 +83,19 @@ def prepare(recipe: Recipe, registry: Registry | None) -> Job:
     """Read, open, tokenise and check everything. Raises UserErrors; writes nothing. Seeds torch's random numbers."""
     wants_bf16(recipe.training)
     data = load_data(recipe)
-    encoder = open_encoder(recipe.model.name, recipe.training.max_seq_length, "truncate")
+    model = open_model(recipe.model)
+    encoder = open_encoder(recipe.model.name, recipe.training.max_seq_length, "truncate", positions(model.config))
     task = recipe_task(recipe, data.labels)
     encoded = {split: task.encode(getattr(data, split), encoder, with_labels=True) for split in ("train", "dev")}
     order = sorted(range(len(data.dev)), key=lambda row: -len(encoded["dev"][row].input_ids))
     encoded["dev"] = [encoded["dev"][row] for row in order]
-    model = open_model(recipe.model)
     if model.dtype == torch.float16:
         raise RecipeError("model.dtype: float16 loses small gradients; train in float32 or bfloat16")
     torch.manual_seed(recipe.training.seed)  # of the new weights
     setup, learner = METHODS[recipe.training.method](model, recipe, task, registry)
     dev = tuple(data.dev[row] for row in order)
     metric = _metric(recipe, task, model, encoder, setup, dev)
-    notes = (*data.notes, *_cut(encoded, recipe))
+    notes = (*data.notes, *_cut(encoded, encoder.max_length, recipe))
     return Job(recipe, data, dev, encoded, task, encoder, model, learner, setup, metric, notes)
 
 
@@ -111,13 +111,12 @@ def _metric(
     return wanted
 
 
-def _cut(encoded: Mapping[str, Sequence[Encoded]], recipe: Recipe) -> Iterator[str]:
+def _cut(encoded: Mapping[str, Sequence[Encoded]], limit: int, recipe: Recipe) -> Iterator[str]:
+    if limit < recipe.training.max_seq_length:
+        yield f"training.max_seq_length is {recipe.training.max_seq_length}; this base takes {limit} pieces at most"
     for split, rows in encoded.items():
         if cut := sum(row.cut > 0 for row in rows):
-            yield (
-                f"{cut} of {len(rows)} rows of {split} are longer than training.max_seq_length "
-                f"{recipe.training.max_seq_length} and were cut"
-            )
+            yield f"{cut} of {len(rows)} rows of {split} are longer than {limit} pieces and were cut"
 
 
 def _flat(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
