@@ -33,7 +33,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup     ## train, package, compose and serve adapters on a real encoder; about five minutes on two cores
-	$(OFFLINE) $(PATIENT) $(VENV)/bin/graftwork demo
+	$(OFFLINE) $(VENV)/bin/graftwork demo
 
 test: setup     ## the tests, with about 100 examples a property
 	$(OFFLINE) $(PATIENT) GRAFTWORK_PROFILE=default $(PY) -m pytest
