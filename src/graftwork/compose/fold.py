@@ -30,9 +30,9 @@ from graftwork.compose.plain import Plain
 from graftwork.compose.reference import Modules, Node, bind
 from graftwork.compose.tree import Average, Composition, Fuse, Stack, fusions, leaves, show
 from graftwork.compose.wide import Wide
+from graftwork.core.adapter import Adapter
 from graftwork.core.bottleneck import Bottleneck
 from graftwork.core.fusion import Fusion
-from graftwork.core.kinds import Adapter
 
 _Watched = tuple[dict[str, nn.Parameter | None], str, Tensor, int, int]  # where it is, what it was, version, address
 
@@ -218,7 +218,8 @@ def _members(tree: Composition, site: int, modules: Modules) -> dict[str, nn.Mod
     """The modules of adapters and fusions in the tree, by name; a fusion's name says that it is one."""
     adapters = {name: modules.adapter(name, site) for name in leaves(tree)}
     fused = {f"fusion {fuse.name}": modules.fusion(fuse.name, site) for fuse in fusions(tree)}
-    return {name: module for name, module in {**adapters, **fused}.items() if module is not None}
+    found = {**adapters, **fused}
+    return {name: cast(nn.Module, module) for name, module in found.items() if module is not None}
 
 
 def _watched(members: Mapping[str, nn.Module]) -> tuple[_Watched, ...]:

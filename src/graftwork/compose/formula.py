@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from graftwork.compose.reference import Modules
-from graftwork.core.bottleneck import Bottleneck, BottleneckConfig
+from graftwork.core.adapter import Adapter
+from graftwork.core.bottleneck import Bottleneck
 from graftwork.core.fusion import Fusion, FusionConfig
-from graftwork.core.kinds import Adapter
 from graftwork.core.site import Delta, Reading
 
 
@@ -232,8 +232,8 @@ class Symbolic:
     def adapter(self, name: str, site: int) -> Adapter | None:
         """As `Modules.adapter`."""
         module = self.modules.adapter(name, site)
-        if module is None:
-            return None
+        if not isinstance(module, Bottleneck):
+            return None  # `fold.py` refuses other modules before it asks
         for own, flag in ((module.norm_before, "ln_before"), (module.norm_after, "ln_after")):
             if own is not None:
                 raise Unfoldable(f"{name} has a norm of its own ({flag}), which is not linear")
@@ -257,14 +257,10 @@ class _Leaf:
     def __call__(self, reading: Reading, delta: Delta) -> Delta:
         return self.adapter.settle(reading, delta, self.change(reading, delta))
 
-    @property
-    def config(self) -> BottleneckConfig:
-        return self.adapter.config
-
     # what a fusion asks of its last member: the adapter's own answers, on symbols
 
-    def read(self, reading: Reading, delta: Delta) -> Tensor:
-        return self.adapter.read(reading, delta)
+    def read(self, reading: Reading, delta: Delta, *, before_norm: bool = False) -> Tensor:
+        return self.adapter.read(reading, delta, before_norm=before_norm)
 
     def carried(self, reading: Reading, delta: Delta) -> Tensor:
         return self.adapter.carried(reading, delta)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from graftwork.compose.grammar import parse
 from graftwork.compose.tree import Composition, Fuse, fusions, leaves, show
+from graftwork.core.adapter import Adapter
 from graftwork.core.backbone import Backbone
 from graftwork.core.fusion import Fusion, FusionConfig
 from graftwork.core.heads import Head, HeadConfig
-from graftwork.core.kinds import Adapter, MethodConfig
+from graftwork.core.kinds import MethodConfig
 from graftwork.core.site import Site
 from graftwork.errors import AdapterError
 

@@ -17,8 +17,8 @@ from typing import Protocol
 from torch import Tensor
 
 from graftwork.compose.tree import Average, Composition, Fuse, Stack, leaves, show
+from graftwork.core.adapter import Adapter
 from graftwork.core.fusion import Fusion
-from graftwork.core.kinds import Adapter
 from graftwork.core.site import NO_DELTA, Delta, Reading
 from graftwork.errors import RoutingError
 
@@ -99,8 +99,7 @@ class _Fuse:
         """The attended mean of what the members say."""
         config, last = self.fusion.config, self.last
         said = [member.change(reading, delta) for member in self.members]
-        before_norm = config.query_before_ln and not last.config.is_parallel  # a parallel adapter reads no norm
-        query = reading.hidden(delta) if before_norm else last.read(reading, delta)
+        query = last.read(reading, delta, before_norm=config.query_before_ln)
         residual = last.carried(reading, delta) if config.residual_before else None
         return self.fusion(query, said, residual)  # type: ignore[no-any-return]
 

@@ -13,7 +13,7 @@ With u = 0 the first three are the base model to the last bit. Knows nothing of 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
+from graftwork.core.adapter import NO_GROUND, Ground
+from graftwork.core.options import goes_to, is_count, is_number, is_share, place_problems, settle_places
 from graftwork.core.site import Delta, Reading, Site
 from graftwork.errors import AdapterError
 
@@ -39,7 +41,8 @@ class BottleneckConfig:
     """Every choice of a bottleneck adapter; defaults and names are those of AdapterHub's BnConfig.
 
     reduction_factor: D / M; a number, or a mapping from layer number (across stacks, encoder first) to number with
-    "default". leave_out: layers without an adapter. scaling: a number, "learned" (one parameter) or "channel" (D).
+    "default". leave_out: layers without an adapter. stacks: only these ("encoder", "vision"); empty for all. scaling: a
+    number, "learned" (one parameter) or "channel" (D).
     init_weights: bert N(0, 0.02) · mam_adapter Kaiming down, zero up · houlsby N(0, 0.01) cut at 2σ · adapter_bert
     N(0, 0.001) cut at 2σ; biases zero. Raises AdapterError for a value out of range.
     """
@@ -61,14 +64,14 @@ class BottleneckConfig:
     residual_before_ln: bool | Literal["post_add"] = True
     adapter_residual_before_ln: bool = False
     leave_out: tuple[int, ...] = ()
+    stacks: tuple[str, ...] = ()
     dropout: float = 0.0
     stochastic_depth: float = 0.0
 
     kind: ClassVar[str] = "bottleneck"
 
     def __post_init__(self) -> None:
-        if isinstance(self.leave_out, list):
-            object.__setattr__(self, "leave_out", tuple(self.leave_out))
+        settle_places(self)
         if isinstance(self.reduction_factor, Mapping):
             object.__setattr__(self, "reduction_factor", {str(k): v for k, v in self.reduction_factor.items()})
         problems = self._problems()
@@ -84,9 +87,9 @@ class BottleneckConfig:
             (str(self.non_linearity).lower() in ACTIVATIONS, f"non_linearity {self.non_linearity!r} is unknown; there "
              f"are {', '.join(ACTIVATIONS)}"),
             (self.init_weights in INITS, f"init_weights {self.init_weights!r} is not one of {', '.join(INITS)}"),
-            (self.init_weights_seed is None or _is_count(self.init_weights_seed, 2**32), f"init_weights_seed "
+            (self.init_weights_seed is None or is_count(self.init_weights_seed, 2**32), f"init_weights_seed "
              f"{self.init_weights_seed!r} must be none or a whole number from 0 to 2**32 - 1"),
-            (self.scaling in ("learned", "channel") or _is_number(self.scaling), f"scaling {self.scaling!r} must be a "
+            (self.scaling in ("learned", "channel") or is_number(self.scaling), f"scaling {self.scaling!r} must be a "
              "finite number, 'learned' or 'channel'"),
             (isinstance(self.residual_before_ln, bool) or self.residual_before_ln == "post_add", "residual_before_ln "
              f"{self.residual_before_ln!r} must be true, false or 'post_add'"),
@@ -96,12 +99,10 @@ class BottleneckConfig:
             (is_share(self.stochastic_depth), f"stochastic_depth {self.stochastic_depth!r} must be in [0, 1)"),
             (not (self.is_parallel and self.stochastic_depth), "stochastic_depth has no meaning for a parallel "
              "adapter"),
-            (isinstance(self.leave_out, tuple) and all(_is_count(n) for n in self.leave_out), f"leave_out "
-             f"{self.leave_out!r} must be a list of layer numbers"),
         )  # fmt: skip
         switches = ((name, getattr(self, name)) for name in _SWITCHES)
         wrong = [f"{name} {value!r} must be true or false" for name, value in switches if not isinstance(value, bool)]
-        return wrong + [problem for fine, problem in checks if not fine]
+        return wrong + [problem for fine, problem in checks if not fine] + place_problems(self)
 
     def width(self, site: Site) -> int:
         """M = floor(D / reduction factor), at least 1. Raises AdapterError where a mapping leaves the layer out."""
@@ -114,31 +115,23 @@ class BottleneckConfig:
             factor = factor.get(str(site.depth), factor.get("default", 0))
         return max(1, int(site.width // factor))
 
-    def build(self, site: Site) -> "Bottleneck | None":
+    def share(self, sites: Sequence[Site]) -> nn.Module | None:
+        """Nothing: every site has weights of its own."""
+        return None
+
+    def build(self, site: Site, ground: Ground = NO_GROUND) -> "Bottleneck | None":
         """The adapter for a site, freshly initialised in float32, or None where this configuration has none."""
-        if not getattr(self, _LOCATION[site.kind]) or site.depth in self.leave_out:
+        flag = _LOCATION.get(site.kind)
+        if flag is None or not getattr(self, flag) or not goes_to(self, site):
             return None
         return Bottleneck(site.width, self.width(site), self, stream=site.index)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: object, below: float = math.inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below
-
-
 def _are_factors(value: object) -> bool:
     if not isinstance(value, Mapping):
-        return _is_number(value) and value > 0  # type: ignore[operator]
+        return is_number(value) and value > 0  # type: ignore[operator]
     layers = all(str(key) == "default" or str(key).isdecimal() for key in value)
-    return layers and all(_is_number(factor) and factor > 0 for factor in value.values())
-
-
-def is_share(value: object) -> bool:
-    """Whether a value is a probability below one: a dropout."""
-    return _is_number(value) and 0 <= value < 1  # type: ignore[operator]
+    return layers and all(is_number(factor) and factor > 0 for factor in value.values())
 
 
 def activation(name: str) -> nn.Module:
@@ -185,11 +178,12 @@ class Bottleneck(nn.Module):
             nn.init.normal_(self.gate.weight, std=0.02, generator=generator)
             nn.init.zeros_(self.gate.bias)
 
-    def read(self, reading: Reading, delta: Delta) -> Tensor:
+    def read(self, reading: Reading, delta: Delta, *, before_norm: bool = False) -> Tensor:
         """What the adapter sees, (B, T, D): r if parallel, else the stream or the sub-layer's output."""
         if self.config.is_parallel:
             return reading.residual
-        return reading.stream(delta) if self.config.original_ln_before else reading.hidden(delta)
+        stream = self.config.original_ln_before and not before_norm
+        return reading.stream(delta) if stream else reading.hidden(delta)
 
     def change(self, reading: Reading, delta: Delta) -> Tensor:
         """u, (B, T, D): what the module says, before it is settled into the stream."""

@@ -2,7 +2,8 @@
 
 A row names, for each stack of layers and each sub-layer in it: the module whose *output* is h₀ (the last one before the
 residual add, after dropout where that is a module), the module that *receives* the residual r (as which argument), and
-the norm after the add (post-LN) or none (pre-LN). Paths are relative to the layer; stacks are relative to the trunk.
+the norm after the add (post-LN) or none (pre-LN). It also names the frozen linears, the attention modules and the
+module that makes the embeddings. Paths are relative to the layer; stacks and embeddings are relative to the trunk.
 To support another architecture, add a row; `core/certify.py` proves it on a random input.
 """
 
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 class Sublayer:
     """One sub-layer site of a layer. `residual` names a module and which argument of its call is r.
 
-    `optional`: some layers of the family lack it (cross-attention).
+    norm: after the add. inner: a norm on the branch, between h₀ and the add. beside: the block adds this sub-layer and
+    the one of that kind to one residual (GPT-J): r is then the stream after the other. optional: some layers of the
+    family lack it (cross-attention).
     """
 
     kind: str  # attn | ffn | cross
@@ -22,16 +25,48 @@ class Sublayer:
     norm: str | None = None
     argument: tuple[int, str] = (0, "hidden_states")
     optional: bool = False
+    inner: str | None = None
+    beside: str | None = None
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One frozen linear of a layer: `attn.query`, `cross.key`, `attn.out`, `ffn.up`, `ffn.gate`, `ffn.down`.
+
+    part: which columns of the output are meant where one linear makes query, key and value: 0, 1 or 2. layout: how they
+    lie there; "blocks": all queries, all keys, all values · "heads": query, key, value of head 0, of head 1, …
+    """
+
+    kind: str
+    path: str
+    part: int | None = None
+    layout: str = "blocks"
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention of a layer that calls transformers' attention interface: kind attn or cross."""
+
+    kind: str
+    path: str
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class LayerStack:
-    """One list of layers. `optional`: absent in some classes of the family (an encoder without its decoder)."""
+    """One list of layers. `optional`: absent in some classes of the family (an encoder without its decoder).
+
+    embed: the module whose output are the embeddings that enter the first layer.
+    """
 
     name: str
     layers: str
     sites: tuple[Sublayer, ...]
     optional: bool = False
+    linears: tuple[Linear, ...] = ()
+    attentions: tuple[Attention, ...] = ()
+    embed: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graftwork.core.bottleneck import is_share
+from graftwork.core.options import is_share
 from graftwork.errors import AdapterError
 
 

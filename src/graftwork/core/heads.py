@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graftwork.core.bottleneck import ACTIVATIONS, activation, is_share
+from graftwork.core.bottleneck import ACTIVATIONS, activation
+from graftwork.core.options import is_share
 from graftwork.errors import AdapterError
 
 POOLINGS = ("first", "last", "mean", "none")

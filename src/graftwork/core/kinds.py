@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
-from graftwork.core.bottleneck import Bottleneck, BottleneckConfig
+from graftwork.core.bottleneck import BottleneckConfig
 from graftwork.errors import AdapterError
 
-# what every method offers: an adapter for a site, and the frozen configuration that builds it
-Adapter: TypeAlias = Bottleneck
+# the frozen configurations, one a method; each builds what `core/adapter.py` describes
 MethodConfig: TypeAlias = BottleneckConfig
 
 

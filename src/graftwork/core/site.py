@@ -10,16 +10,26 @@ A sub-layer site sees the sub-layer's output h₀, its residual input r, and the
     hidden = h₀ + Δ        stream = LN(h₀ + r + Δ)  (pre-LN: h₀ + r + Δ)        residual = r
 
 and a change can be written in two places: *before* the residual add, or *after* the norm. In a pre-LN model the two
-places are one. Nothing here knows of layers, models, names or compositions.
+places are one. The other sites are read and written in the same words:
+
+    linear   `layer.3/attn.query`      h₀ = y, a frozen linear's output;  r = x, its input;  no norm
+    input    `layer.3/ffn.up.input`    h₀ = r = x, a frozen linear's input, changed before the linear reads it
+    embed    `embed`                   h₀ = r = e, the embeddings;  what changes them may be undone at the vocabulary
+    prompt   `prompt`                  the embeddings again: tokens are put in front of them, nothing is added
+    kv       `layer.3/attn.kv`         keys and values of an attention: positions are put in front of them
+
+Nothing here knows of layers, models, names or compositions.
 
 Shape letters, here and everywhere: B rows, T tokens, D width, M bottleneck, K members, L labels.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
+
+SUBLAYERS = ("attn", "ffn", "cross")
 
 Rows = Tensor | None  # (n,) indices of rows, or None for all rows
 Tokens = slice | None  # a run of tokens, or None for all tokens
@@ -27,9 +37,12 @@ Tokens = slice | None  # a run of tokens, or None for all tokens
 
 @dataclass(frozen=True)
 class Site:
-    """One place to attach: `layer.3/ffn`, `decoder.layer.1/cross`.
+    """One place to attach: `layer.3/ffn`, `decoder.layer.1/cross`, `layer.3/attn.query`, `encoder.embed`.
 
-    layer counts from 0 within its stack; depth counts across stacks (encoder first), as AdapterHub's per-layer maps do.
+    layer counts from 0 within its stack; depth counts across stacks (encoder first), as AdapterHub's per-layer maps do;
+    both are -1 where a site belongs to no layer. kind: attn, ffn, cross; `attn.query` and so on for a linear,
+    `ffn.up.input` for its input; `attn.kv`; embed; prompt. width: of what is written; inputs: of r. heads, head_width:
+    of the keys and values at a kv site, where inputs is the width of the model.
     """
 
     index: int
@@ -38,12 +51,23 @@ class Site:
     depth: int
     kind: str
     width: int
+    inputs: int = 0
+    heads: int = 0
+    head_width: int = 0
 
     @property
     def name(self) -> str:
         """The canonical name, which outlives the module paths of any one transformers version."""
-        place = f"layer.{self.layer}/{self.kind}"
+        place = self.kind if self.layer < 0 else f"layer.{self.layer}/{self.kind}"
         return f"{self.stack}.{place}" if self.stack else place
+
+    @property
+    def place(self) -> str:
+        """What sort of site it is: sublayer, linear, input, embed, prompt or kv."""
+        if self.kind in SUBLAYERS:
+            return "sublayer"
+        last = self.kind.rpartition(".")[2]
+        return last if last in ("input", "embed", "prompt", "kv") else "linear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +100,18 @@ def _plus(left: Tensor | None, right: Tensor | None) -> Tensor | None:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a sub-layer site offers in one forward: h₀ `output` and r `residual` (B, T, D), and the norm or None."""
+    """What a site offers in one forward: h₀ `output` and r `residual` (B, T, D), and the norm after the add or None.
+
+    inner: a norm on the way from h₀ to the add (sandwich norms: Gemma 2 and 3). weight: of the frozen linear at a
+    linear site, (width, inputs). mask: the tokens that are real, (B, T) or None where all are.
+    """
 
     output: Tensor
     residual: Tensor
     norm: Callable[[Tensor], Tensor] | None
+    inner: Callable[[Tensor], Tensor] | None = None
+    weight: Callable[[], Tensor] | None = None
+    mask: Tensor | None = None
 
     def hidden(self, delta: Delta) -> Tensor:
         """h₀ + Δ: the sub-layer's output with what earlier members wrote, (B, T, D)."""
@@ -89,14 +120,20 @@ class Reading:
     def stream(self, delta: Delta) -> Tensor:
         """LN(h₀ + r + Δ), or h₀ + r + Δ where the model has no norm there: the residual stream, (B, T, D)."""
         # h₀ first: the order in which the base adds, so that an unchanged stream is the base's to the last bit
-        stream = self.hidden(delta) + self.residual
+        hidden = self.hidden(delta)
+        stream = (hidden if self.inner is None else self.inner(hidden)) + self.residual
         if self.norm is not None:
             stream = self.norm(stream)
         return stream if delta.after is None else stream + delta.after
 
     def narrow(self, rows: Rows, tokens: Tokens) -> "Reading":
         """The same site seen by some rows and some tokens: (B, T, D) -> (n, t, D)."""
-        return Reading(narrow(self.output, rows, tokens), narrow(self.residual, rows, tokens), self.norm)
+        return replace(
+            self,
+            output=narrow(self.output, rows, tokens),
+            residual=narrow(self.residual, rows, tokens),
+            mask=None if self.mask is None else narrow(self.mask, rows, tokens),
+        )
 
 
 def narrow(tensor: Tensor, rows: Rows, tokens: Tokens) -> Tensor:
@@ -106,9 +143,30 @@ def narrow(tensor: Tensor, rows: Rows, tokens: Tokens) -> Tensor:
     return tensor if rows is None else tensor.index_select(0, rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Positions put in front of something: keys and values (B, H, P, W) each, real (B, P) or None where all are."""
+
+    keys: Tensor
+    values: Tensor
+    real: Tensor | None = None
+
+
 class Route(Protocol):
     """Who changes what in one forward. Compositions are lowered to this before the forward starts."""
 
     def delta(self, site: int, reading: Reading) -> Delta | None:
         """The change at a site, (B, T, D), or None where nothing attaches."""
+        ...
+
+    def positions(self, site: int, reading: Reading) -> Positions | None:
+        """What is put in front of keys and values at a kv site, or None where nothing attaches."""
+        ...
+
+    def prompted(self, site: int, embeddings: Tensor) -> Tensor | None:
+        """Embeddings (B, T, D) with prompts among them, (B, P + T, D), or None where nothing attaches."""
+        ...
+
+    def inverse(self, site: int, hidden: Tensor) -> Tensor | None:
+        """What undoes the change of an embed site, applied to (B, T, D) before the vocabulary, or None."""
         ...
