@@ -21,12 +21,11 @@ from graftwork.manifest import (
     HeadSpec,
     Manifest,
     TensorEntry,
-    canonical_json,
     dump,
     identity,
-    load_json,
     parse,
 )
+from graftwork.strict_json import canonical_json, load_json
 from tests.registry.samples import BASE, JSON, fusion_manifest, task_manifest
 
 INFORMATIVE = {"name", "description", "scores", "data", "training", "licence", "created_with"}

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from graftwork.compose.tree import Composition, Fuse, Stack
 from graftwork.core.backbone import load_tokenizer
-from graftwork.core.heads import HeadConfig
+from graftwork.core.heads import read_head
 from graftwork.core.kinds import MethodConfig, read_config, write_config
 from graftwork.errors import AdapterError, Conflict, RecipeError
 from graftwork.manifest import Manifest, Member
@@ -98,7 +98,7 @@ def adapter_config(section: AdapterSection) -> MethodConfig:
 def add_task_head(model: AdapterModel, task: Task, name: str, pooling: str | None = None) -> None:
     """Add the head that a task wants, freshly initialised, with its labels. Raises AdapterError."""
     spec = task.head(model.default_dropout, pooling or model.default_pooling)
-    model.add_head(name, HeadConfig(**spec.model_dump()))
+    model.add_head(name, read_head(spec.model_dump()))
 
 
 @dataclass(frozen=True)

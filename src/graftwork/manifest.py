@@ -29,12 +29,15 @@ from pydantic import (
     JsonValue,
     NonNegativeInt,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
 from graftwork.errors import PackageError
+from graftwork.strict_json import canonical_json, load_json
 
 SCHEMA_VERSION: Final = 1
 
@@ -71,11 +74,6 @@ WORD: Final = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*"  # layer.3, down.weight
 SITE: Final = rf"{WORD}(?:/{WORD})*"  # layer.3/ffn, encoder.layer.0/attn, embed
 
 
-def canonical_json(value: JsonValue) -> str:
-    """One spelling for one value: sorted keys, no spaces, no escapes of letters. Raises ValueError on NaN, infinity."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
 def _lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lists(item) for key, item in value.items()}
@@ -110,15 +108,24 @@ class BaseRef(_Part):
 
 
 class HeadSpec(_Part):
-    """A prediction head: `labels` in the order of its outputs, empty where outputs are numbers."""
+    """A prediction head: `labels` in the order of its outputs, empty where outputs are numbers.
+
+    options: what the kind has beyond that and is not at its default; the key is not written where it is empty.
+    """
 
     kind: Text
     labels: tuple[str, ...] = ()
     num_outputs: PositiveInt
-    layers: PositiveInt = 1
+    layers: NonNegativeInt = 1
     activation: Text = "tanh"
     dropout: FiniteFloat = 0.0
     pooling: Text = "first"
+    options: Json = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_empty_options(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = plain(self)
+        return {key: value for key, value in written.items() if key != "options" or value}
 
     @model_validator(mode="after")
     def _one_output_per_label(self) -> Self:
@@ -258,24 +265,6 @@ def parse(data: bytes, where: str) -> tuple[Manifest, Contents]:
     if manifest is None or contents is None:
         raise PackageError("\n".join(problems))
     return manifest, contents
-
-
-def load_json(data: bytes, where: str) -> JsonValue:
-    """Read JSON in which a key stands once and a number is a number. Raises PackageError that names the file."""
-    try:
-        return json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_constant)  # type: ignore[no-any-return]
-    except (ValueError, RecursionError) as error:
-        raise PackageError(f"{where}: not valid JSON: {error}") from error
-
-
-def _once(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
-    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
-        raise ValueError(f"key {twice[0]!r} stands twice")
-    return dict(pairs)
-
-
-def _no_constant(text: str) -> JsonValue:
-    raise ValueError(f"{text} is not a number that JSON knows; use null")
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -11,31 +11,35 @@ to an explicit route before the forward starts. The base's weights are never cha
 """
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Concatenate, ParamSpec, TypeAlias
 from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from graftwork.compose.answer import answer, head_of
+from graftwork.compose.answer import head_of
+from graftwork.compose.forward import Asks, forward
 from graftwork.compose.grammar import as_composition, as_fuse
+from graftwork.compose.inputs import for_heads, shape_of
 from graftwork.compose.parts import Parts
 from graftwork.compose.plan import NO_HEAD, Plan, Planner
 from graftwork.compose.tree import Composition, fusions, leaves, show, top
+from graftwork.core import heads_hub
 from graftwork.core.backbone import Backbone, load_model
 from graftwork.core.families import Family
 from graftwork.core.fusion import FUSIONS, FusionConfig
-from graftwork.core.heads import HeadConfig, labelled, labels_of
+from graftwork.core.heads import HeadConfig, labelled
+from graftwork.core.heads_custom import Factory
+from graftwork.core.heads_facts import Asked, HeadFacts, facts_of
 from graftwork.core.kinds import MethodConfig, read_config
 from graftwork.errors import AdapterError
 from graftwork.packing import Provenance, check_part_name, install, pack
 from graftwork.registry.package import Package, read, write
 from graftwork.summary import Summary, summarise
-
-_ROWS = ("input_ids", "inputs_embeds", "pixel_values", "decoder_input_ids")  # inputs whose first dimension is the batch
 
 Setup: TypeAlias = Composition | Sequence[Any]  # a composition in any spelling that `as_composition` reads
 
@@ -44,6 +48,23 @@ class Default(enum.Enum):
     """What `adapters=` means when it is left out."""
 
     ACTIVE = "the active setup"
+
+
+_P = ParamSpec("_P")
+
+
+def _adds(asked: Callable[Concatenate[HeadFacts, _P], Asked]) -> Callable[Concatenate["AdapterModel", str, _P], None]:
+    """A method `add_..._head(name, ...)` from a function that makes a head's configuration from the same arguments."""
+
+    def method(self: "AdapterModel", name: str, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        made = asked(facts_of(self.backbone), *args, **kwargs)
+        self.add_head(name, made.config, overwrite_ok=made.overwrite_ok)
+
+    own = signature(asked)
+    names = [Parameter(one, Parameter.POSITIONAL_ONLY) for one in ("self", "name")]
+    method.__signature__ = own.replace(parameters=[*names, *list(own.parameters.values())[1:]])  # type: ignore[attr-defined]
+    method.__doc__ = asked.__doc__
+    return method
 
 
 class AdapterModel(nn.Module):
@@ -101,78 +122,41 @@ class AdapterModel(nn.Module):
             self.set_active_adapters(fuse)
         return fuse.name
 
-    def add_head(self, name: str, config: HeadConfig, *, overwrite_ok: bool = False) -> None:
-        """Add a head and make it the default head. Raises AdapterError."""
+    def add_head(
+        self, name: str, config: HeadConfig, *, overwrite_ok: bool = False, module: nn.Module | None = None
+    ) -> None:
+        """Add a head and make it the default head; `module`: a custom one, built. Raises AdapterError."""
         self._check_free(name, "heads", overwrite_ok)
-        self.parts.add_head(name, config, self.backbone)
+        self.parts.add_head(name, config, self.backbone, module)
         self._planner.forget()
         self._active_head = name
 
-    def add_classification_head(
-        self,
-        name: str,
-        num_labels: int = 2,
-        layers: int = 2,
-        activation_function: str = "tanh",
-        *,
-        id2label: Mapping[int, str] | None = None,
-        pooling: str | None = None,
-        dropout: float | None = None,
-        overwrite_ok: bool = False,
-    ) -> None:
-        """Add a head with one answer a row: logits (B, num_labels)."""
-        config = HeadConfig(
-            kind="classification",
-            num_outputs=num_labels,
-            layers=layers,
-            activation=activation_function,
-            pooling=pooling or self.default_pooling,
-            dropout=self.default_dropout if dropout is None else dropout,
-            labels=labels_of(id2label),
-        )
-        self.add_head(name, config, overwrite_ok=overwrite_ok)
+    add_classification_head = _adds(heads_hub.classification)
+    add_image_classification_head = _adds(heads_hub.image_classification)
+    add_regression_head = _adds(heads_hub.regression)
+    add_multiple_choice_head = _adds(heads_hub.multiple_choice)
+    add_tagging_head = _adds(heads_hub.tagging)
+    add_qa_head = _adds(heads_hub.question_answering)
+    add_dependency_parsing_head = _adds(heads_hub.dependency_parsing)
+    add_masked_lm_head = _adds(heads_hub.masked_lm)
+    add_causal_lm_head = _adds(heads_hub.causal_lm)
+    add_seq2seq_lm_head = _adds(heads_hub.seq2seq_lm)
+    add_embedding_head = _adds(heads_hub.sentence_embedding)
 
-    def add_regression_head(
-        self,
-        name: str,
-        layers: int = 2,
-        *,
-        pooling: str | None = None,
-        dropout: float | None = None,
-        overwrite_ok: bool = False,
-    ) -> None:
-        """Add a head with one number a row: logits (B, 1)."""
-        config = HeadConfig(
-            kind="regression",
-            num_outputs=1,
-            layers=layers,
-            pooling=pooling or self.default_pooling,
-            dropout=self.default_dropout if dropout is None else dropout,
-        )
-        self.add_head(name, config, overwrite_ok=overwrite_ok)
+    def register_custom_head(self, head_type: str, factory: Factory) -> None:
+        """Give a factory of head modules a name: `factory(width, **arguments)`. The name is what a package holds."""
+        self.parts.custom_heads[head_type] = factory
 
-    def add_tagging_head(
-        self,
-        name: str,
-        num_labels: int = 2,
-        layers: int = 1,
-        activation_function: str = "tanh",
-        *,
-        id2label: Mapping[int, str] | None = None,
-        dropout: float | None = None,
-        overwrite_ok: bool = False,
+    def add_custom_head(
+        self, head_type: str | nn.Module, name: str, overwrite_ok: bool = False, **arguments: Any
     ) -> None:
-        """Add a head with one answer a token: logits (B, T, num_labels)."""
-        config = HeadConfig(
-            kind="tagging",
-            num_outputs=num_labels,
-            layers=layers,
-            activation=activation_function,
-            pooling="none",
-            dropout=self.default_dropout if dropout is None else dropout,
-            labels=labels_of(id2label),
-        )
-        self.add_head(name, config, overwrite_ok=overwrite_ok)
+        """Add a head of a registered type, or a module of your own, which cannot be packaged. Raises AdapterError."""
+        module = head_type if isinstance(head_type, nn.Module) else None
+        if module is not None and arguments:
+            raise AdapterError(f"add_custom_head: a module is made already and takes no {', '.join(arguments)}")
+        named = "" if isinstance(head_type, nn.Module) else head_type
+        config = HeadConfig(kind="custom", num_outputs=1, layers=0, pooling="none", custom=named, arguments=arguments)
+        self.add_head(name, config, overwrite_ok=overwrite_ok, module=module)
 
     def delete_adapter(self, name: str) -> None:
         """Remove an adapter. Raises AdapterError while a fusion or the active setup uses it."""
@@ -283,9 +267,12 @@ class AdapterModel(nn.Module):
         pixel_values: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
+        labels: Tensor | Mapping[str, Tensor] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        word_starts: Tensor | None = None,
         *,
         adapters: Setup | Default = Default.ACTIVE,
         head: str | Sequence[str | None] | None = None,
@@ -295,48 +282,31 @@ class AdapterModel(nn.Module):
 
         adapters: a composition for the whole batch, or a list with one per row (each a name, expression, block or
         None); left out, the active setup; None, no adapter. head: a head for all rows or one per row; "none" for the
-        base's own output. extra: further arguments of the base's forward. Tensors are (B, T) ids and masks, labels (B,)
-        or (B, T). Returns an AdapterOutput, or the base's own output where no head answers. Parallel makes N·B rows.
-        Raises AdapterError (an input the base does not take, no head meant), CompositionError (rows do not fit).
+        base's own output. extra: further arguments of the base's forward. Tensors are (B, T) ids and masks, (B, C, T)
+        with C texts a question; labels as the head's loss has them, or those of each head's own rows by its name.
+        Returns an AdapterOutput, or the base's own output where no head answers. Parallel makes N·B rows. Raises
+        AdapterError (an input the base does not take, no head meant), CompositionError (rows do not fit).
         """
         tensors = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            "pixel_values": pixel_values,
-            "decoder_input_ids": decoder_input_ids,
-            "decoder_attention_mask": decoder_attention_mask,
-            "labels": labels,
-        }
+            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
+            "position_ids": position_ids, "inputs_embeds": inputs_embeds, "pixel_values": pixel_values,
+            "decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask,
+            "labels": labels if isinstance(labels, Tensor) else None, "word_starts": word_starts,
+            "start_positions": start_positions, "end_positions": end_positions,
+        }  # fmt: skip
         given = {key: value for key, value in tensors.items() if value is not None}
-        rows = next((given[key].shape[0] for key in _ROWS if key in given), None)
-        if rows is None:
-            raise AdapterError(f"forward needs inputs: one of {', '.join(_ROWS)}")
-        plan = self._plan(adapters, head, rows)
+        shape = shape_of(given)
+        plan = self._plan(shape.per_row(adapters), shape.per_row(head), shape.rows)
         options = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        wanted = {key: value for key, value in options.items() if value is not None}
-        if extra:
-            _check_extra(extra, {*tensors, *options}, repeated=plan.sources is not None)
-        return self._run(plan, plan.repeat(given), wanted | dict(extra or {}))
-
-    def _run(self, plan: Plan, inputs: dict[str, Tensor], options: dict[str, Any]) -> Any:
-        labels = inputs.pop("labels", None) if plan.heads is not None else None
-        self.backbone.check_inputs([*inputs, *options], trunk_only=plan.heads is not None)
-        with self.backbone.runtime.running(plan.route):
-            if plan.heads is None:
-                return self.base(**inputs, **options)
-            output, mask = self.backbone.run_trunk(inputs, options)
-        result = answer(plan.heads, self.parts.head, output[0], mask, labels)
-        for key in ("hidden_states", "attentions"):
-            if output.get(key) is not None:
-                result[key] = output[key]
-        if result.loss is not None and self.training:
-            penalty = self.parts.fusion_penalty(plan.trees)
-            if penalty is not None:
-                result["loss"] = result.loss + penalty.to(result.loss)
-        return result
+        _check_extra(extra or {}, {*tensors, *options}, repeated=plan.sources is not None)
+        wanted = {key: value for key, value in options.items() if value is not None} | dict(extra or {})
+        if plan.heads is None:
+            by_head = ["labels by head"] if isinstance(labels, Mapping) else []
+            self.backbone.check_inputs([*given, *wanted, *by_head], trunk_only=False)
+            with self.backbone.runtime.running(plan.route):
+                return self.base(**plan.repeat(given), **wanted)
+        inputs = plan.repeat(for_heads(given, shape))
+        return forward(self.backbone, self.parts, plan, inputs, wanted, Asks(labels, shape.choices, self.training))
 
     def _plan(self, adapters: Setup | Default, head: str | Sequence[str | None] | None, batch: int) -> Plan:
         active = isinstance(adapters, Default)
@@ -460,12 +430,12 @@ class AdapterModel(nn.Module):
     @property
     def default_pooling(self) -> str:
         """What stands for a row: the first token where tokens see each other, the last where they see only back."""
-        return "last" if self.backbone.family.causal else "first"
+        return facts_of(self.backbone).pooling
 
     @property
     def default_dropout(self) -> float:
         """The dropout of a head: that of the base's own hidden states."""
-        return float(getattr(self.config, "hidden_dropout_prob", None) or getattr(self.config, "dropout", None) or 0.0)
+        return facts_of(self.backbone).dropout
 
     def adapter_to(self, name: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         """Move an adapter. Rarely needed: it is made on the device and in the dtype of the layers it sits in."""

@@ -17,7 +17,7 @@ from graftwork.compose.parts import Parts
 from graftwork.compose.tree import Fuse, check_name, leaves, show
 from graftwork.core.backbone import Backbone
 from graftwork.core.fusion import FusionConfig
-from graftwork.core.heads import HeadConfig
+from graftwork.core.heads import HeadConfig, read_head, write_head
 from graftwork.core.kinds import read_config, write_config
 from graftwork.errors import AdapterError, CompositionError, Conflict, PackageError
 from graftwork.manifest import BaseRef, FusionSpec, HeadSpec, Manifest, Member, TaskSpec
@@ -60,7 +60,7 @@ def pack(parts: Parts, backbone: Backbone, name: str, with_head: bool, provenanc
         raise AdapterError(f"nothing is called {name!r}; there are: {', '.join(sorted(set(known))) or 'no parts yet'}")
     if with_head and name in parts.head_configs:
         tensors |= _named("head", parts.tensors("heads", name))
-        fields |= {"head": HeadSpec(**asdict(parts.head_configs[name]))}
+        fields |= {"head": _head_spec(name, parts.head_configs[name])}
     manifest = Manifest(
         name=name,
         base=base_ref(backbone),
@@ -79,6 +79,16 @@ def pack(parts: Parts, backbone: Backbone, name: str, with_head: bool, provenanc
         **fields,
     )
     return Package(manifest, {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()})
+
+
+def _head_spec(name: str, config: HeadConfig) -> HeadSpec:
+    if config.kind == "custom" and not config.custom:
+        raise AdapterError(
+            f"head {name!r} is a module of yours without a name that another process could build it from, so it cannot "
+            "be packaged: register a factory with register_custom_head(kind, factory) and add the head by "
+            "add_custom_head(kind, name, ...), or pack without the head (with_head=False)"
+        )
+    return HeadSpec(**write_head(config))
 
 
 def base_ref(backbone: Backbone) -> BaseRef:
@@ -150,7 +160,7 @@ def _add(parts: Parts, backbone: Backbone, manifest: Manifest, name: str, fuse: 
     try:
         fusion = FusionConfig(**manifest.fusion.config) if manifest.fusion else None  # type: ignore[arg-type]
         method = read_config(manifest.method) if manifest.method is not None else None
-        head = HeadConfig(**manifest.head.model_dump()) if manifest.head else None
+        head = read_head(manifest.head.model_dump()) if manifest.head else None
     except (AdapterError, TypeError) as error:
         raise PackageError(f"package {name!r} asks for what this version cannot build: {error}") from error
     made = []

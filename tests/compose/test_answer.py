@@ -7,6 +7,7 @@ from torch import Tensor
 from graftwork.compose.answer import AdapterOutput, answer, head_of
 from graftwork.compose.tree import Composition, Fuse, Parallel, Stack
 from graftwork.core.heads import Head, HeadConfig
+from graftwork.core.heads_table import build_head
 from graftwork.errors import AdapterError
 from tests.rig import randomise
 
@@ -15,9 +16,9 @@ B, T, D = 5, 4, 8
 
 def heads() -> dict[str, Head]:
     made = {
-        "two": Head(D, HeadConfig(kind="classification", num_outputs=2, pooling="mean")),
-        "three": Head(D, HeadConfig(kind="classification", num_outputs=3, pooling="last")),
-        "tags": Head(D, HeadConfig(kind="tagging", num_outputs=4, pooling="none", layers=1)),
+        "two": build_head(HeadConfig(kind="classification", num_outputs=2, pooling="mean"), D),
+        "three": build_head(HeadConfig(kind="classification", num_outputs=3, pooling="last"), D),
+        "tags": build_head(HeadConfig(kind="tagging", num_outputs=4, pooling="none", layers=1), D),
     }
     for head in made.values():
         randomise(head.eval().parameters())

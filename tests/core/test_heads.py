@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from graftwork.core.heads import Head, HeadConfig, labelled, labels_of, pool
+from graftwork.core.heads_table import build_head
 from graftwork.errors import AdapterError
 from tests.rig import randomise
 
@@ -23,7 +24,7 @@ def hidden(dtype: torch.dtype = torch.float64) -> Tensor:
 
 def head(**choices: Any) -> Head:
     options = {"kind": "classification", "num_outputs": 4, **choices}
-    module = Head(D, HeadConfig(**options)).double().eval()
+    module = build_head(HeadConfig(**options), D).double().eval()
     randomise(module.parameters())
     return module
 
@@ -84,13 +85,13 @@ def test_shapes_of_each_kind() -> None:
 
 
 def test_a_head_follows_its_own_type() -> None:
-    module = Head(D, HeadConfig(kind="classification", num_outputs=2)).to(torch.bfloat16)
+    module = build_head(HeadConfig(kind="classification", num_outputs=2), D).to(torch.bfloat16)
     assert module(hidden(torch.float32), None).dtype == torch.bfloat16
 
 
 def test_initial_weights_and_dropout() -> None:
     torch.manual_seed(0)
-    module = Head(400, HeadConfig(kind="classification", num_outputs=2, dropout=0.5))
+    module = build_head(HeadConfig(kind="classification", num_outputs=2, dropout=0.5), 400)
     assert float(module.layers[1].weight.detach().std()) == pytest.approx(0.02, rel=0.02)
     assert not module.layers[1].bias.any()
     x = torch.randn(2, 3, 400)
@@ -175,13 +176,16 @@ def test_labels_that_do_not_fit_are_refused(kind: str, labels: Tensor, message: 
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"kind": "span"}, "kind 'span' is not one of classification, regression, tagging"),
+        ({"kind": "span"}, "kind 'span' is not one of classification, multilabel_classification, regression"),
         ({"num_outputs": 0}, "num_outputs 0 is impossible for kind 'classification'"),
         ({"kind": "regression", "num_outputs": 2}, "num_outputs 2 is impossible for kind 'regression'"),
         ({"layers": 0}, "layers 0 must be at least 1"),
         ({"activation": "tahn"}, "activation 'tahn' is unknown; there are .*tanh"),
         ({"dropout": 1.0}, r"dropout 1.0 must be in \[0, 1\)"),
-        ({"pooling": "max"}, "pooling 'max' does not fit kind 'classification'; poolings: first, last, mean, none"),
+        (
+            {"pooling": "max"},
+            "pooling 'max' does not fit kind 'classification'; poolings: first, last, mean, pooler, eos, none",
+        ),
         ({"pooling": "none"}, "pooling 'none' does not fit kind 'classification'"),
         ({"kind": "tagging", "pooling": "first"}, "pooling 'first' does not fit kind 'tagging'"),
         ({"labels": ("a", "b")}, r"2 labels \['a', 'b'\] for 4 outputs"),

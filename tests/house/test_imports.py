@@ -17,11 +17,12 @@ UNDER_BUILD = {"model", "tasks", "recipe", "schema"} | UNDER_MODEL
 # room -> the rooms it may import from, besides itself
 BELOW: dict[str, set[str]] = {
     "errors": set(),
-    "manifest": {"errors"},
+    "strict_json": {"errors"},
+    "manifest": {"strict_json", "errors"},
     "schema": {"errors"},
     "recipe": {"schema", "compose.tree", "compose.grammar", "errors"},
     "core": {"errors"},
-    "registry": {"manifest", "errors"},
+    "registry": {"manifest", "strict_json", "errors"},
     "compose": {"core", "errors"},
     "tasks": {"core", "manifest", "errors"},
     "summary": {"compose", "core", "errors"},
@@ -29,7 +30,7 @@ BELOW: dict[str, set[str]] = {
     "model": UNDER_MODEL,
     "build": UNDER_BUILD,
     "evaluate": UNDER_BUILD,
-    "train": {"build", "evaluate"} | UNDER_BUILD,
+    "train": {"build", "evaluate", "strict_json"} | UNDER_BUILD,
     "serve": {"build"} | UNDER_BUILD,
     "describe": UNDER_BUILD,
     "workflow": {"train", "serve", "build", "evaluate", "describe"} | UNDER_BUILD,

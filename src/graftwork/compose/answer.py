@@ -5,8 +5,8 @@ model without heads answers with the base's own output. Rows with different head
 sum.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -14,18 +14,24 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from graftwork.compose.tree import Composition, show, top
-from graftwork.core.heads import Head
+from graftwork.core.heads import NOTHING, Beside, Head, Inverse
 from graftwork.errors import AdapterError
 
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """The rows that one head answered: rows (n,) indices into the output batch, logits (n, …), loss or None."""
+    """The rows that one head answered: rows (n,) indices into the output batch, logits (n, …), loss or None.
+
+    outputs: the logits under the names they have for that kind of head: logits; start_logits, end_logits (n, T);
+    rel_preds (n, T, T + 1, L), arc_preds (n, T, T + 1). Where a question has several rows (multiple choice, pairs),
+    `rows` has the first of each.
+    """
 
     head: str
     rows: Tensor
     logits: Tensor
     loss: Tensor | None
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -44,6 +50,31 @@ class AdapterOutput(ModelOutput):  # type: ignore[misc]
 
     groups: ClassVar[tuple[HeadGroup, ...]] = ()
 
+    @property
+    def outputs(self) -> Mapping[str, Tensor]:
+        """What the one head that answered says, by name; empty where several heads answered."""
+        return self.groups[0].outputs if len(self.groups) == 1 else {}
+
+    @property
+    def start_logits(self) -> Tensor | None:
+        """(B, T) of a question-answering head."""
+        return self.outputs.get("start_logits")
+
+    @property
+    def end_logits(self) -> Tensor | None:
+        """(B, T) of a question-answering head."""
+        return self.outputs.get("end_logits")
+
+    @property
+    def rel_preds(self) -> Tensor | None:
+        """(B, T, T + 1, L) of a parsing head: relation of word j to head i, 0 the root."""
+        return self.outputs.get("rel_preds")
+
+    @property
+    def arc_preds(self) -> Tensor | None:
+        """(B, T, T + 1) of a parsing head."""
+        return self.outputs.get("arc_preds")
+
 
 def head_of(tree: Composition, heads: Sequence[str], default: str | None) -> str | None:
     """The head that answers a row running `tree`: its top's, else `default`; None when there are no heads at all.
@@ -61,29 +92,46 @@ def head_of(tree: Composition, heads: Sequence[str], default: str | None) -> str
     )
 
 
+InverseOf = Callable[[Sequence[int]], Inverse | None]  # rows that one head answers -> what inverts their embeddings
+
+
 def answer(
     heads: Sequence[str],
     head: Callable[[str], Head],
     hidden: Tensor,
     mask: Tensor | None,
-    labels: Tensor | None,
+    labels: Tensor | Mapping[str, Tensor] | None,
+    beside: Beside = NOTHING,
+    inverse_of: InverseOf | None = None,
 ) -> AdapterOutput:
-    """Run each row's head: one name in `heads` per row of hidden (B, T, D); mask (B or 1, T), labels (B,) or (B, T)."""
+    """Run each row's head: one name in `heads` per row of hidden (B, T, D); mask (B or 1, T).
+
+    labels: (B, ...), or for each head those of its own rows. inverse_of: asked once for each head with a vocabulary.
+    Raises AdapterError.
+    """
     mask = None if mask is None else mask.expand(len(heads), -1)
     by_head: dict[str, list[int]] = {}
     for row, name in enumerate(heads):
         by_head.setdefault(name, []).append(row)
+    if isinstance(labels, Mapping) and (unknown := sorted(labels.keys() - by_head.keys())):
+        raise AdapterError(f"labels for {', '.join(unknown)}: the heads that answer are {', '.join(by_head)}")
     groups: list[HeadGroup] = []
     for name, members in by_head.items():
-        rows = torch.tensor(members, device=hidden.device)
-        some = len(by_head) > 1
-        own_mask = mask[rows.to(mask.device)] if some and mask is not None else mask
-        logits = head(name)(hidden[rows] if some else hidden, own_mask)
+        module, rows = head(name), torch.tensor(members, device=hidden.device)
+        if len(by_head) > 1:
+            own_mask = None if mask is None else mask[rows.to(mask.device)]
+            own, seen = hidden[rows], beside.of(rows)
+        else:
+            own_mask, own, seen = mask, hidden, beside
+        inverse = inverse_of(members) if inverse_of is not None and module.reads_inverse else None
+        logits = module(own, own_mask, seen, inverse)
         loss = None
-        if labels is not None:
-            chosen = (labels[rows.to(labels.device)] if some else labels).to(logits.device)
-            loss = head(name).loss(logits, chosen)
-        groups.append(HeadGroup(name, rows, logits, loss))
+        chosen = _labels_of(name, rows, labels, len(by_head) > 1)
+        if chosen is not None:
+            loss = module.loss(logits, chosen.to(logits.device))
+        if len(logits) < len(rows):
+            rows = rows[:: len(rows) // len(logits)]
+        groups.append(HeadGroup(name, rows, logits, loss, module.views(logits)))
     losses = [group.loss for group in groups if group.loss is not None]
     output = AdapterOutput(
         loss=torch.stack(losses).sum() if losses else None,
@@ -91,3 +139,9 @@ def answer(
     )
     output.__dict__["groups"] = tuple(groups)
     return output
+
+
+def _labels_of(name: str, rows: Tensor, labels: Tensor | Mapping[str, Tensor] | None, some: bool) -> Tensor | None:
+    if labels is None or isinstance(labels, Mapping):
+        return None if labels is None else labels.get(name)
+    return labels[rows.to(labels.device)] if some else labels

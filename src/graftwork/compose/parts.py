@@ -17,6 +17,8 @@ from graftwork.core.adapter import Adapter
 from graftwork.core.backbone import Backbone
 from graftwork.core.fusion import Fusion, FusionConfig
 from graftwork.core.heads import Head, HeadConfig
+from graftwork.core.heads_custom import CustomHead, Factory
+from graftwork.core.heads_table import build_head
 from graftwork.core.kinds import MethodConfig
 from graftwork.core.site import Site
 from graftwork.errors import AdapterError
@@ -50,6 +52,7 @@ class Parts(nn.Module):
         self.adapter_configs: dict[str, MethodConfig] = {}
         self.fusion_records: dict[str, FusionRecord] = {}
         self.head_configs: dict[str, HeadConfig] = {}
+        self.custom_heads: dict[str, Factory] = {}  # registered name -> what makes such a head
         self.origins: dict[str, str] = {}  # adapter -> digest of the package it came from, while unchanged
         self._sites: dict[tuple[str, str, int], nn.Module] = {}  # (table, name, site index) -> module
 
@@ -82,10 +85,17 @@ class Parts(nn.Module):
         self._store("fusions", tree.name, modules)
         self.fusion_records[tree.name] = FusionRecord(show(tree), config)
 
-    def add_head(self, name: str, config: HeadConfig, backbone: Backbone) -> None:
-        """Build a head on the trunk's last hidden state, where the last layer is."""
+    def add_head(self, name: str, config: HeadConfig, backbone: Backbone, module: nn.Module | None = None) -> None:
+        """Build a head on the trunk's last hidden state, where the last layer is; `module`: a custom one, built.
+
+        Raises AdapterError for sizes that do not fit the base.
+        """
         width = backbone.config.get_text_config().hidden_size
-        self._store("heads", name, {None: _placed(Head(width, config), backbone, backbone.sites[-1])})
+        if module is None:
+            head = build_head(config, width, backbone.model.get_input_embeddings, self.custom_heads)
+        else:
+            head = CustomHead(module, config)
+        self._store("heads", name, {None: _placed(head, backbone, backbone.sites[-1])})
         self.head_configs[name] = config
 
     def _store(self, table: str, name: str, modules: Mapping[Any, nn.Module]) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from graftwork.errors import Conflict, GraftworkError, NotFound, PackageError, UserError
-from graftwork.manifest import load_json
 from graftwork.registry.durable import locked, replace_file
 from graftwork.registry.package import Package, read, read_manifest, write
+from graftwork.strict_json import load_json
 
 ALIASES = "aliases.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from graftwork.errors import PackageError
-from graftwork.manifest import load_json
 from graftwork.registry.durable import replace_file
 from graftwork.registry.package import Package, read
+from graftwork.strict_json import load_json
 from graftwork.train.folder import RunFolder, encoded, named
 
 LIBRARIES = ("graftwork", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")

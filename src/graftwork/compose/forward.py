@@ -1,0 +1,63 @@
+"""One forward of a trunk under a plan's route, and the answers of the heads of its rows.
+
+Knows a backbone, its parts and a plan; not how a call names adapters and heads.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from graftwork.compose.answer import AdapterOutput, answer
+from graftwork.compose.inputs import ends_of, with_decoder_input
+from graftwork.compose.parts import Parts
+from graftwork.compose.plan import Plan
+from graftwork.core.backbone import Backbone
+from graftwork.core.heads import Beside
+
+
+@dataclass(frozen=True)
+class Asks:
+    """What a call asks of its heads.
+
+    labels: in `inputs` unless they are given by head. choices: rows a question. training: with regularisers.
+    """
+
+    labels: Tensor | Mapping[str, Tensor] | None
+    choices: int | None
+    training: bool
+
+
+def forward(
+    backbone: Backbone,
+    parts: Parts,
+    plan: Plan,
+    inputs: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    asks: Asks,
+) -> AdapterOutput:
+    """The heads' answers to a batch whose plan gives every row a head. inputs: (rows, ...), `labels` among them.
+
+    Raises AdapterError for an input that the trunk does not take, or that a head lacks.
+    """
+    heads, ready = plan.heads or (), dict(inputs)
+    labels = ready.pop("labels", None) if not isinstance(asks.labels, Mapping) else asks.labels
+    configs = [parts.head(name).config for name in dict.fromkeys(heads)]
+    if isinstance(labels, Tensor) and any(config.kind == "seq2seq_lm" for config in configs):
+        ready = with_decoder_input(ready, labels, backbone.config)
+    ends = ends_of(ready, backbone.config) if any(config.pooling == "eos" for config in configs) else None
+    starts = ready.pop("word_starts", None)
+    backbone.check_inputs([*ready, *options], trunk_only=True)
+    with backbone.runtime.running(plan.route):
+        output, mask = backbone.run_trunk(ready, options)
+    beside = Beside(output.get("pooler_output"), ends, starts, asks.choices)
+    result = answer(heads, parts.head, output[0], mask, labels, beside)
+    for key in ("hidden_states", "attentions"):
+        if output.get(key) is not None:
+            result[key] = output[key]
+    if result.loss is not None and asks.training:
+        penalty = parts.fusion_penalty(plan.trees)
+        if penalty is not None:
+            result["loss"] = result.loss + penalty.to(result.loss)
+    return result
