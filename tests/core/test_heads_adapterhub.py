@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 from graftwork.core.heads import HeadConfig
 from graftwork.core.heads_adapterhub import hub_head_tensors, read_hub_head
+from graftwork.core.heads_static import read_static_head
 from graftwork.errors import AdapterError
 from graftwork.model import AdapterModel
 from tests import tiny
@@ -87,6 +88,23 @@ def test_parallel_branches_with_heads_of_different_kinds(family: str, shared: Pa
     assert len(output.groups) == 3
     for number, group in enumerate(output.groups):
         assert differs(group.logits, expected[f"head_outputs.{number}.logits"]) < 1e-4
+
+
+def test_a_static_head_that_was_saved_alone(shared: Path) -> None:
+    folder = shared / "conformance" / "cases" / "d-bert-static_classification"
+    case = json.loads((folder / "case.json").read_text())
+    model = AdapterModel(AutoModel.from_pretrained(folder / case["base"], attn_implementation="eager"))
+    model.add_adapter("a", case["adapters"][0]["config"])
+    theirs = torch.load(folder / "adapters" / "a" / "pytorch_adapter.bin", weights_only=True)
+    for target, value in zip(model.parts.tensors("adapters", "a").values(), theirs.values(), strict=True):
+        target.copy_(value)
+    state = torch.load(folder / "heads" / "default" / "pytorch_model_head.bin", weights_only=True)
+    config, tensors = read_static_head(case["model_class"], model.base.config, state, tied=False)
+    model.add_head("a", config)
+    model.parts.head("a").load_state_dict(tensors)
+    inputs, expected = load_file(folder / "inputs.safetensors"), load_file(folder / "expected.safetensors")
+    with torch.no_grad():
+        assert differs(model.eval()(**inputs, adapters="a").logits, expected["logits"]) < 1e-4
 
 
 def test_what_is_no_head_of_theirs_is_refused() -> None:
