@@ -27,6 +27,7 @@ from graftwork.compose.grammar import as_composition, as_fuse
 from graftwork.compose.inputs import for_heads, shape_of
 from graftwork.compose.parts import Parts
 from graftwork.compose.plan import NO_HEAD, Plan, Planner
+from graftwork.compose.speak import speaker
 from graftwork.compose.tree import Composition, fusions, leaves, show, top
 from graftwork.core import heads_hub
 from graftwork.core.backbone import Backbone, load_model
@@ -315,21 +316,34 @@ class AdapterModel(nn.Module):
         )
 
     def generate(
-        self, inputs: Tensor | None = None, *, adapters: Setup | Default = Default.ACTIVE, **options: Any
+        self,
+        inputs: Tensor | None = None,
+        *,
+        adapters: Setup | Default = Default.ACTIVE,
+        head: str | None = None,
+        **options: Any,
     ) -> Any:
-        """transformers' `generate` of the base under one route; `options` are its own. Beams follow their row.
+        """transformers' `generate` under one route; `options` are its own. Beams follow their row.
 
-        Parallel is refused: call once per branch. Raises AdapterError for a base that cannot generate.
+        A base with a language-modelling head of its own answers unless `head` names one of ours; a bare trunk answers
+        by the head of its rows. Parallel is refused: call once per branch. Raises AdapterError where none can speak.
         """
         given = inputs if inputs is not None else options.get("input_ids", options.get("inputs_embeds"))
-        if not hasattr(self.base, "generate") or not self.base.can_generate() or given is None:
+        itself = hasattr(self.base, "generate") and self.base.can_generate() and head is None
+        if given is None or not (itself or self.parts.head_configs):
             kind = type(self.base).__name__
             raise AdapterError(f"generate needs inputs and a base with a language-modelling head; this one is {kind}")
-        plan = self._plan(adapters, NO_HEAD, given.shape[0])
+        plan = self._plan(adapters, NO_HEAD if itself else head, given.shape[0])
         if plan.sources is not None:
             raise AdapterError("generate cannot repeat rows for Parallel; call it once per branch")
+        names = sorted(set(plan.heads or ()))
+        if len(names) > 1:
+            raise AdapterError(
+                f"generate speaks by one head, and these rows have {', '.join(names)}; ask for them apart"
+            )
+        made = speaker(self.backbone, self.parts.head(names[0])) if names else self.base
         with self.backbone.runtime.running(plan.route):
-            return self.base.generate(inputs, **options)
+            return made.generate(inputs, **options)
 
     def activation_checkpointing_enable(
         self,

@@ -9,9 +9,11 @@ from pydantic import BaseModel
 
 from graftwork.compose.tree import BLOCKS, Average, BatchSplit, Block, Composition, Fuse, Parallel, Split, Stack
 from graftwork.core.bottleneck import BottleneckConfig
+from graftwork.core.heads import KINDS
 from graftwork.core.kinds import ALIASES, NAMED
 from graftwork.errors import CompositionError
 from graftwork.manifest import IDENTITY, Manifest
+from graftwork.model import AdapterModel
 from graftwork.recipe import ADAPTER_FLAGS, Recipe
 from tests.shared import ROOT
 
@@ -136,3 +138,10 @@ def test_a_table_that_is_not_there_is_noticed() -> None:
         table("format.md", "## Nowhere")
     assert holds("Fuse", "none") == "no"
     assert holds("Fuse", "Stack") == "yes"
+
+
+def test_the_kinds_of_head() -> None:
+    rows = table("heads.md", "## Kinds")
+    assert [bare(row[0]) for row in rows] == list(KINDS)
+    methods = {name for row in rows for name in re.findall(r"add_\w+_head", row[1])}
+    assert methods == {name for name in vars(AdapterModel) if re.fullmatch(r"add_\w+_head", name)}
