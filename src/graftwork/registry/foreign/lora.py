@@ -1,0 +1,188 @@
+"""AdapterHub's LoRA, DoRA, VeRA and (IA)³: all of them "lora" in its files, told apart by fields.
+
+    lora_A -> a (r, in)      lora_B -> b (out, r)      m.weight -> magnitude      (IA)³: lora_B (out, 1) -> scale (out,)
+
+One linear that makes query, key and value has one LoRA for those that are adapted, A (r·n, in) and B (n·out, r), block
+by block; it becomes one LoRA a part. AdapterHub's VeRA trains whole matrices, ΔW = B' B D A: with A' = D·A and
+b = B'·B this is a LoRA, exactly. Which of the linears are adapted is read off the tensors, not off the flags: Llama
+and Mistral swap the names of two. Until version 1.1 alpha was written and never used: there alpha was r.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from graftwork.errors import PackageError
+from graftwork.registry.foreign.imported import Facts, Ledger
+from graftwork.registry.foreign.keys import Key
+from graftwork.registry.foreign.places import Layout
+
+DEFAULTS: dict[str, Any] = {
+    "selfattn_lora": True,
+    "intermediate_lora": False,
+    "output_lora": False,
+    "attn_matrices": ["q", "v"],
+    "leave_out": [],
+    "r": 8,
+    "alpha": 8,
+    "dropout": 0.0,
+    "init_weights": "lora",
+    "init_weights_seed": None,
+    "use_gating": False,
+}
+_APART = {"composition_mode": "add", "use_dora": False, "vera_d": None, "vera_b": None, "dtype": None}
+_LETTERS = {"query": "q", "key": "k", "value": "v", "out": "o"}
+_OLD = re.compile(r"adapters\.(0\.|1\.0\b)")
+
+
+def lora_config(written: Mapping[str, Any], version: str, where: str, notes: list[str]) -> dict[str, Any]:
+    """Our configuration from AdapterHub's; kind is lora, dora, vera or ia3. Raises PackageError: an unknown field."""
+    config = DEFAULTS | _APART
+    for key, value in written.items():
+        if key == "architecture":
+            continue
+        if key not in config:
+            raise PackageError(f"{where}: unknown field {key!r} of a LoRA, with value {value!r:.80}")
+        config[key] = value
+    apart = {key: config.pop(key) for key in _APART}
+    if apart["composition_mode"] not in ("add", "scale"):
+        raise PackageError(f"{where}: composition_mode {apart['composition_mode']!r} is neither add nor scale")
+    if apart["composition_mode"] == "scale":
+        kind = "ia3"
+    elif apart["vera_d"] is not None or apart["vera_b"] is not None:
+        kind = "vera"
+    else:
+        kind = "dora" if apart["use_dora"] else "lora"
+    if _OLD.match(version) and config["r"] != config["alpha"]:
+        notes.append(f"{version}: alpha {config['alpha']} was written and not used; it is r, {config['r']}, here")
+        config["alpha"] = config["r"]
+    return {"kind": kind, "dora": bool(apart["use_dora"]), **config}
+
+
+def read_lora(
+    ledger: Ledger, keys: list[Key], config: Mapping[str, Any], layout: Layout, facts: Facts
+) -> dict[str, Any]:
+    """Take every tensor of a LoRA and return the configuration that builds just these. Raises PackageError."""
+    places: dict[str, dict[str, Key]] = {}
+    for key in keys:
+        if key.collection == "loras":
+            places.setdefault(key.place, {})[key.leaf] = key
+    shared = {k.leaf: k for k in keys if k.collection == "shared" and k.leaf in ("lora_A", "lora_B")}
+    kinds: set[str] = set()
+    for place, own in places.items():
+        site = layout.site(place)
+        if site is None:
+            continue  # left over: the ledger names it
+        tensors = {leaf: ledger.given[key.text] for leaf, key in own.items()}
+        tensors, sources, how = _unfolded(ledger, config, tensors, own, shared)
+        kinds |= _put(ledger, site, tensors, sources, how, config, layout, facts)
+    return _config(config, kinds, layout, ledger)
+
+
+def _unfolded(
+    ledger: Ledger,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    own: Mapping[str, Key],
+    shared: Mapping[str, Key],
+) -> tuple[dict[str, torch.Tensor], dict[str, list[str]], str]:
+    """Tensors by our name, the keys each comes from, and what was done."""
+    if config["kind"] == "ia3":
+        named = {"lora_B": "scale"}
+        made = {"scale": _need(ledger, tensors, "lora_B", own).reshape(-1)}
+        how = "flattened"
+    elif config["kind"] == "vera":
+        named, how = {}, "folded: A' = D·A and b = B'·B, one LoRA"
+        a, b = (_need(ledger, {n: ledger.given[k.text] for n, k in shared.items()}, n, shared) for n in _PAIR)
+        d, back = (_need(ledger, tensors, name, own) for name in ("vera_D", "vera_B"))
+        wrong = d.shape[-1] != a.shape[0] or back.shape[-1] != b.shape[0]
+        if wrong:
+            raise PackageError(f"{ledger.where}: VeRA's shared matrices do not fit {next(iter(own.values())).text!r}")
+        made = {"a": d @ a, "b": back @ b}
+        sources = {
+            "a": [own["vera_D"].text, shared["lora_A"].text],
+            "b": [own["vera_B"].text, shared["lora_B"].text],
+        }
+    else:
+        named, how = {"lora_A": "a", "lora_B": "b"}, "copied"
+        made = {new: _need(ledger, tensors, old, own) for old, new in named.items()}
+    if config["kind"] != "vera":
+        sources = {new: [own[old].text] for old, new in named.items()}
+    for old, new in (("m.weight", "magnitude"), ("gate.weight", "gate.weight"), ("gate.bias", "gate.bias")):
+        if old in tensors:
+            made[new], sources[new] = tensors[old].reshape(-1) if new == "magnitude" else tensors[old], [own[old].text]
+    return made, sources, how
+
+
+_PAIR = ("lora_A", "lora_B")
+
+
+def _need(ledger: Ledger, tensors: Mapping[str, torch.Tensor], leaf: str, own: Mapping[str, Key]) -> torch.Tensor:
+    if leaf not in tensors:
+        near = next(iter(own.values())).text if own else "the file"
+        raise PackageError(f"{ledger.where}: {leaf} is missing beside {near!r}")
+    return tensors[leaf]
+
+
+def _put(
+    ledger: Ledger,
+    site: str,
+    tensors: Mapping[str, torch.Tensor],
+    sources: Mapping[str, list[str]],
+    how: str,
+    config: Mapping[str, Any],
+    layout: Layout,
+    facts: Facts,
+) -> set[str]:
+    """Give one linear's tensors to its site, or to one site a part; returns the kinds of site."""
+    head, _, kind = site.rpartition("/")
+    parts = layout.merged.get(kind)
+    if parts is None:
+        for name, tensor in tensors.items():
+            ledger.fold(sources[name], f"adapter/{site}/{name}", tensor, how)
+        return {kind}
+    if kind == "attn.qkv" and layout.by_heads:
+        raise PackageError(
+            f"{ledger.where}: {sources[next(iter(sources))][0]!r} adapts thirds of a projection whose outputs lie head "
+            "by head (DeBERTa): AdapterHub's thirds are no query, key and value. Retrain it, or merge it into the base"
+        )
+    chosen = [part for part in parts if not part.startswith("attn.") or _letter(part) in config["attn_matrices"]]
+    for number, part in enumerate(chosen):
+        for name, tensor in tensors.items():
+            sliced = _slice(ledger, name, tensor, number, len(chosen), own_rank=kind == "attn.qkv")
+            ledger.fold(sources[name], f"adapter/{head}/{part}/{name}", sliced, f"sliced: part {number} for {part}")
+    return set(chosen)
+
+
+def _slice(ledger: Ledger, name: str, tensor: torch.Tensor, number: int, count: int, *, own_rank: bool) -> torch.Tensor:
+    """Part `number` of `count` of a merged linear's tensor; A is common to the parts unless each has its own rank."""
+    if (name == "a" or name.startswith("gate")) and not own_rank:
+        return tensor
+    if not count or tensor.shape[0] % count:
+        raise PackageError(f"{ledger.where}: {name} of shape {tuple(tensor.shape)} does not split into {count} parts")
+    size = tensor.shape[0] // count
+    return tensor[number * size : (number + 1) * size]
+
+
+def _config(config: Mapping[str, Any], kinds: set[str], layout: Layout, ledger: Ledger) -> dict[str, Any]:
+    """The configuration that says which linears have tensors."""
+    config = dict(config)
+    dora = config.pop("dora")
+    attention = {_letter(kind) for kind in kinds if kind.startswith(("attn.", "cross."))}
+    config["attn_matrices"] = [letter for letter in "qkvo" if letter in attention]
+    config["selfattn_lora"] = bool(attention)
+    config["intermediate_lora"] = "ffn.up" in kinds
+    config["output_lora"] = "ffn.down" in kinds
+    if layout.swapped and (config["intermediate_lora"] or config["output_lora"]):
+        ledger.notes.append("AdapterHub calls up_proj 'output' and down_proj 'intermediate' here; ours name the linear")
+    if config["kind"] == "vera":
+        ledger.notes.append("AdapterHub's VeRA trains whole matrices: folded into the LoRA that it equals")
+        config["kind"] = "dora" if dora else "lora"
+        config["init_weights"] = "lora"
+    return config
+
+
+def _letter(kind: str) -> str:
+    return _LETTERS[kind.partition(".")[2]]

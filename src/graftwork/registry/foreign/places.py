@@ -1,0 +1,299 @@
+"""Where AdapterHub keeps things: the module paths of transformers 4 that its state dicts are named by, as data.
+
+One row per layout: how the list of layers is reached, and which module inside a layer stands for which of our sites. A
+file saved from a class with a head has the class's prefix before every path, one saved from the bare model has none;
+both are read. The paths are those that files hold, whatever transformers calls the modules today.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from graftwork.errors import PackageError
+
+LAYER = ""  # the layer itself: where ReFT sits
+_NUMBER = r"(\d+)"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One list of layers: `layers` with # for a number; `sites`: path inside a layer -> our kind of site."""
+
+    name: str
+    layers: str
+    sites: Mapping[str, str]
+    prefixes: Mapping[str, str] = field(default_factory=lambda: {"self_prefix": "attn"})  # location -> attention
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The model types that share their paths. prefix: of a class with a head. embed: where invertible adapters are.
+
+    merged: kind of a linear that makes several outputs -> the kinds they are, in order. swapped: "intermediate" of the
+    configuration is the second linear of the feed-forward, "output" the first (Llama, Mistral).
+    """
+
+    model_types: tuple[str, ...]
+    prefix: str
+    stacks: tuple[Stack, ...]
+    embed: str = ""
+    merged: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    swapped: bool = False
+    by_heads: bool = False  # a merged linear's outputs lie head by head (DeBERTa)
+
+    def site(self, place: str) -> str | None:
+        """Our name of the site that a module path stands for, or None."""
+        for stack in self.stacks:
+            found = _match(self.prefix, stack.layers, place)
+            if found is None:
+                continue
+            numbers, inside = found
+            kind = stack.sites.get(inside)
+            if kind is not None:
+                return site_name(stack.name, _number(numbers), kind)
+        return None
+
+    def is_embed(self, place: str) -> bool:
+        """Whether a module path is where invertible adapters are kept."""
+        return self.is_root(place) or _bare(self.prefix, place) == self.embed
+
+    def is_root(self, place: str) -> bool:
+        """Whether a module path is the model itself."""
+        return _bare(self.prefix, place) in ("", self.prefix)
+
+    @property
+    def embed_site(self) -> str:
+        """Our name of the site of invertible adapters and prompts' embeddings."""
+        return site_name(self._first.name, -1, "embed")
+
+    @property
+    def prompt_site(self) -> str:
+        """Our name of the site of a prompt."""
+        return site_name(self._first.name, -1, "prompt")
+
+    @property
+    def _first(self) -> Stack:
+        return self.stacks[0]
+
+
+def site_name(stack: str, layer: int, kind: str) -> str:
+    """layer.3/ffn, encoder.layer.0/attn, embed, encoder.embed."""
+    place = kind if layer < 0 else f"layer.{layer}/{kind}"
+    return f"{stack}.{place}" if stack else place
+
+
+def layout_of(model_type: str, where: str) -> Layout:
+    """The layout of a model type. Raises PackageError for one that AdapterHub never had."""
+    for layout in LAYOUTS:
+        if model_type in layout.model_types:
+            return layout
+    known = ", ".join(sorted(name for layout in LAYOUTS for name in layout.model_types))
+    raise PackageError(f"{where}: model_type {model_type!r} has no known layout; there are {known}")
+
+
+def _bare(prefix: str, place: str) -> str:
+    return place.removeprefix(prefix + ".") if prefix else place
+
+
+def _match(prefix: str, layers: str, place: str) -> tuple[tuple[int, ...], str] | None:
+    pattern = re.escape(layers).replace(r"\#", _NUMBER)
+    for start in (f"{re.escape(prefix)}\\." if prefix else "", ""):
+        match = re.fullmatch(rf"{start}{pattern}(?:\.(.+))?", place)
+        if match:
+            *numbers, inside = match.groups()
+            return tuple(map(int, numbers)), inside or LAYER
+    return None
+
+
+def _number(numbers: tuple[int, ...]) -> int:
+    # ALBERT counts groups of layers; more than one layer in a group was never released
+    if len(numbers) == 2 and numbers[1]:
+        raise PackageError(f"a group with {numbers[1] + 1} ALBERT layers: only groups of one layer are read")
+    return numbers[0]
+
+
+_ADAPTERS = {"attention_adapters": "attn", "output_adapters": "ffn", LAYER: "ffn"}
+
+
+def _under(path: str, names: Mapping[str, str], kind: str = "attn") -> dict[str, str]:
+    """q_proj -> attn.query, under a path: self_attn.q_proj; of another attention: cross.query."""
+    return {f"{path}.{name}": site.replace("attn.", f"{kind}.") for name, site in names.items()}
+
+
+def _projections(*names: str) -> dict[str, str]:
+    return dict(zip(names, ("attn.query", "attn.key", "attn.value", "attn.out"), strict=False))
+
+
+_SELF = _projections("query", "key", "value")
+_BERT = {
+    LAYER: "ffn",
+    "attention.output": "attn",
+    "output": "ffn",
+    "crossattention.output": "cross",
+    "attention.self": "attn.kv",
+    "crossattention.self": "cross.kv",
+    **_under("attention.self", _SELF),
+    **_under("crossattention.self", _SELF, "cross"),
+    "attention.output.dense": "attn.out",
+    "crossattention.output.dense": "cross.out",
+    "intermediate.dense": "ffn.up",
+    "output.dense": "ffn.down",
+}
+_BERT_PREFIXES = {"self_prefix": "attn", "cross_prefix": "cross"}
+_BERT_STACK = (Stack("", "encoder.layer.#", _BERT, _BERT_PREFIXES),)
+_DEBERTA_V2 = {**_BERT, **_under("attention.self", _projections("query_proj", "key_proj", "value_proj"))}
+_DEBERTA = {**_BERT, "attention.self.in_proj": "attn.qkv"}
+
+_PROJ = _projections("q_proj", "k_proj", "v_proj", "out_proj")
+_BART = {
+    **_ADAPTERS,
+    "cross_attention_adapters": "cross",
+    "self_attn": "attn.kv",
+    "encoder_attn": "cross.kv",
+    **_under("self_attn", _PROJ),
+    **_under("encoder_attn", _PROJ, "cross"),
+    "fc1": "ffn.up",
+    "fc2": "ffn.down",
+}
+_BART_STACKS = (
+    Stack("encoder", "encoder.layers.#", _BART, {"encoder_prefix": "attn"}),
+    Stack("decoder", "decoder.layers.#", _BART, {"self_prefix": "attn", "cross_prefix": "cross"}),
+)
+
+_T5_LINEARS = _projections("q", "k", "v", "o")
+
+
+def _t5(feed_forward: int) -> dict[str, str]:
+    dense = f"layer.{feed_forward}.DenseReluDense"
+    sites = {
+        LAYER: "ffn",
+        "layer.0": "attn",
+        f"layer.{feed_forward}": "ffn",
+        "layer.0.SelfAttention": "attn.kv",
+        **_under("layer.0.SelfAttention", _T5_LINEARS),
+        f"{dense}.wi": "ffn.up",
+        f"{dense}.wi_0": "ffn.gate",
+        f"{dense}.wi_1": "ffn.up",
+        f"{dense}.wo": "ffn.down",
+    }
+    if feed_forward == 2:
+        sites |= {"layer.1": "cross", "layer.1.EncDecAttention": "cross.kv"}
+        sites |= _under("layer.1.EncDecAttention", _T5_LINEARS, "cross")
+    return sites
+
+
+_LLAMA = {
+    **_ADAPTERS,
+    "self_attn": "attn.kv",
+    **_under("self_attn", _projections("q_proj", "k_proj", "v_proj", "o_proj")),
+    "mlp.gate_proj": "ffn.gate",
+    "mlp.up_proj": "ffn.up",
+    "mlp.down_proj": "ffn.down",
+}
+_PHI = {**_LLAMA, "self_attn.dense": "attn.out", "mlp.fc1": "ffn.up", "mlp.fc2": "ffn.down"}
+_MODERNBERT = {
+    **_ADAPTERS,
+    "attn.Wqkv": "attn.qkv",
+    "attn.Wo": "attn.out",
+    "mlp.Wi": "ffn.wi",
+    "mlp.Wo": "ffn.down",
+}
+_GPT2 = {
+    **_ADAPTERS,
+    "attn": "attn.kv",
+    "crossattention": "cross.kv",
+    "attn.c_attn": "attn.qkv",
+    "attn.c_proj": "attn.out",
+    "mlp.c_fc": "ffn.up",
+    "mlp.c_proj": "ffn.down",
+}
+_GPTJ = {
+    **_ADAPTERS,
+    "attn": "attn.kv",
+    **_under("attn", _PROJ),
+    "mlp.fc_in": "ffn.up",
+    "mlp.fc_out": "ffn.down",
+}
+_CLIP = {
+    **_ADAPTERS,
+    "self_attn": "attn.kv",
+    **_under("self_attn", _PROJ),
+    "mlp.fc1": "ffn.up",
+    "mlp.fc2": "ffn.down",
+}
+_VIT = {
+    LAYER: "ffn",
+    "attention_adapters": "attn",
+    "output.output_adapters": "ffn",
+    "output_adapters": "ffn",  # BEiT
+    "attention.attention": "attn.kv",
+    **_under("attention.attention", _SELF),
+    "attention.output.dense": "attn.out",
+    "intermediate.dense": "ffn.up",
+    "output.dense": "ffn.down",
+}
+_DISTILBERT = {
+    **_ADAPTERS,
+    "attention": "attn.kv",
+    **_under("attention", _projections("q_lin", "k_lin", "v_lin", "out_lin")),
+    "ffn.lin1": "ffn.up",
+    "ffn.lin2": "ffn.down",
+}
+_ALBERT = {
+    "attention.attention_adapters": "attn",
+    "output_adapters": "ffn",
+    LAYER: "ffn",
+    "attention": "attn.kv",
+    **_under("attention", {**_SELF, "dense": "attn.out"}),
+    "ffn": "ffn.up",
+    "ffn_output": "ffn.down",
+}
+_ALBERT_LAYERS = "encoder.albert_layer_groups.#.albert_layers.#"
+_MERGED = {"attn.qkv": ("attn.query", "attn.key", "attn.value")}
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(("bert",), "bert", _BERT_STACK),
+    Layout(("roberta", "xlm-roberta", "xmod"), "roberta", _BERT_STACK),
+    Layout(("electra",), "electra", _BERT_STACK),
+    Layout(("bert-generation",), "encoder", _BERT_STACK),
+    Layout(("deberta-v2",), "deberta", (Stack("", "encoder.layer.#", _DEBERTA_V2),)),
+    Layout(("deberta",), "deberta", (Stack("", "encoder.layer.#", _DEBERTA),), merged=_MERGED, by_heads=True),
+    Layout(
+        ("distilbert",),
+        "distilbert",
+        (Stack("", "transformer.layer.#", _DISTILBERT, {"self": "attn", "self_prefix": "attn"}),),
+    ),
+    Layout(("albert",), "albert", (Stack("", _ALBERT_LAYERS, _ALBERT),)),
+    Layout(("bart", "mbart", "plbart", "whisper"), "model", _BART_STACKS, "encoder"),
+    Layout(
+        ("t5", "mt5"),
+        "transformer",
+        (
+            Stack("encoder", "encoder.block.#", _t5(1), {"encoder_prefix": "attn"}),
+            Stack("decoder", "decoder.block.#", _t5(2), {"self_prefix": "attn", "cross_prefix": "cross"}),
+        ),
+        "encoder",
+    ),
+    Layout(("gpt2",), "transformer", (Stack("", "h.#", _GPT2, _BERT_PREFIXES),), merged=_MERGED),
+    Layout(("gptj",), "transformer", (Stack("", "h.#", _GPTJ),)),
+    Layout(("llama", "mistral"), "model", (Stack("", "layers.#", _LLAMA),), swapped=True),
+    Layout(("gemma2", "gemma3_text", "qwen2", "qwen3"), "model", (Stack("", "layers.#", _LLAMA),)),
+    Layout(("phi",), "model", (Stack("", "layers.#", _PHI),)),
+    Layout(
+        ("modernbert",),
+        "model",
+        (Stack("", "layers.#", _MODERNBERT),),
+        merged={**_MERGED, "ffn.wi": ("ffn.gate", "ffn.up")},
+    ),
+    Layout(("vit",), "vit", (Stack("", "encoder.layer.#", _VIT),)),
+    Layout(("beit",), "beit", (Stack("", "encoder.layer.#", _VIT),)),
+    Layout(
+        ("clip", "clip_text_model", "clip_vision_model"),
+        "clip",
+        (
+            Stack("text", "text_model.encoder.layers.#", _CLIP, {"clip_text_model_self_prefix": "attn"}),
+            Stack("vision", "vision_model.encoder.layers.#", _CLIP, {"clip_vision_model_self_prefix": "attn"}),
+        ),
+        "text_model",
+    ),
+)

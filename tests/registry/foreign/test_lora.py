@@ -1,0 +1,144 @@
+"""AdapterHub's LoRA, DoRA, VeRA and (IA)³: every number is where it was, compared as the matrix that it makes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from graftwork.errors import PackageError
+from graftwork.registry.foreign.adapterhub import read_adapterhub
+from graftwork.registry.foreign.imported import Imported
+from tests.registry.foreign.hub_files import WIDTH, meta, rand, write
+
+LORA = {"architecture": "lora", "r": 2, "alpha": 2, "attn_matrices": ["q", "v"]}
+SELF = "encoder.layer.0.attention.self."
+
+
+def one(folder: Path) -> Imported:
+    (found,) = read_adapterhub(folder)
+    return found
+
+
+def pair(place: str, rank: int = 2, outputs: int = WIDTH) -> dict[str, torch.Tensor]:
+    return {f"{place}.loras.a.lora_A": rand(rank, WIDTH), f"{place}.loras.a.lora_B": rand(outputs, rank)}
+
+
+def test_a_lora_names_its_linears_by_its_tensors(tmp_path: Path) -> None:
+    up = "encoder.layer.0.intermediate.dense"
+    theirs = pair(SELF + "query") | pair(SELF + "value") | pair(up, outputs=16)
+    found = one(write(tmp_path / "a", meta(LORA | {"intermediate_lora": True}), theirs))
+    assert found.sites == ("layer.0/attn.query", "layer.0/attn.value", "layer.0/ffn.up")
+    assert found.method is not None
+    assert (found.method["kind"], found.method["attn_matrices"]) == ("lora", ["q", "v"])
+    assert (found.method["intermediate_lora"], found.method["output_lora"]) == (True, False)
+    assert torch.equal(found.tensors["adapter/layer.0/ffn.up/b"], theirs[f"{up}.loras.a.lora_B"])
+
+
+def test_llama_swaps_two_names_and_the_tensors_say_so(tmp_path: Path) -> None:
+    theirs = pair("layers.0.mlp.down_proj")
+    found = one(write(tmp_path / "a", meta(LORA | {"intermediate_lora": True}, model_type="llama"), theirs))
+    assert found.sites == ("layer.0/ffn.down",)
+    assert found.method is not None
+    assert (found.method["intermediate_lora"], found.method["output_lora"]) == (False, True)
+    assert any("down_proj" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("version", "alpha"),
+    [
+        ("adapters.0.1.0", 2),
+        ("adapters.1.0.1", 2),
+        ("adapters.1.1.0", 16),
+        ("adapters.1.3.0", 16),
+        ("adapters.1.10.0", 16),
+        ("3.2.1", 16),
+        ("absent", 16),
+    ],
+)
+def test_alpha_had_no_effect_before_1_1(tmp_path: Path, version: str, alpha: int) -> None:
+    found = one(write(tmp_path / "a", meta(LORA | {"alpha": 16}, version=version), pair(SELF + "query")))
+    assert found.method is not None
+    assert found.method["alpha"] == alpha
+    assert bool(found.notes) == (alpha == 2)
+
+
+@pytest.mark.parametrize("letters", [["q", "v"], ["q", "k", "v"], ["k"]])
+def test_a_merged_projection_is_cut_into_parts(tmp_path: Path, letters: list[str]) -> None:
+    count = len(letters)
+    a, b = rand(2 * count, WIDTH), rand(WIDTH * count, 2)
+    place = "transformer.h.0.attn.c_attn.loras.a."
+    gates = {f"{place}gate.weight": rand(count, WIDTH), f"{place}gate.bias": rand(count)}
+    config = LORA | {"attn_matrices": letters, "use_gating": True}
+    theirs = {f"{place}lora_A": a, f"{place}lora_B": b} | gates
+    found = one(write(tmp_path / "a", meta(config, model_type="gpt2"), theirs))
+    x = rand(5, WIDTH)
+    # a grouped convolution of width one, which is what AdapterHub runs
+    after = torch.nn.functional.conv1d((x @ a.T).T[None], b[..., None], groups=count)[0].T  # (5, WIDTH·count)
+    names = {"q": "query", "k": "key", "v": "value"}
+    for number, letter in enumerate(letters):
+        site = f"adapter/layer.0/attn.{names[letter]}/"
+        own = x @ found.tensors[site + "a"].T @ found.tensors[site + "b"].T
+        torch.testing.assert_close(own, after[:, number * WIDTH : (number + 1) * WIDTH])
+        assert found.tensors[site + "gate.weight"].shape == (1, WIDTH)
+    assert {fate.source for fate in found.fates} == theirs.keys()
+
+
+def test_modernberts_merged_gate_and_up_share_their_a(tmp_path: Path) -> None:
+    theirs = pair("layers.0.mlp.Wi", outputs=32)
+    found = one(write(tmp_path / "a", meta(LORA | {"intermediate_lora": True}, model_type="modernbert"), theirs))
+    a, b = theirs["layers.0.mlp.Wi.loras.a.lora_A"], theirs["layers.0.mlp.Wi.loras.a.lora_B"]
+    for site, rows in (("gate", b[:16]), ("up", b[16:])):
+        assert torch.equal(found.tensors[f"adapter/layer.0/ffn.{site}/a"], a)
+        assert torch.equal(found.tensors[f"adapter/layer.0/ffn.{site}/b"], rows)
+
+
+def test_thirds_that_are_no_query_key_and_value_are_refused(tmp_path: Path) -> None:
+    theirs = pair("deberta.encoder.layer.0.attention.self.in_proj", rank=4, outputs=WIDTH * 2)
+    with pytest.raises(PackageError, match="head by head"):
+        read_adapterhub(write(tmp_path / "a", meta(LORA, model_type="deberta"), theirs))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_vera_becomes_the_lora_that_it_equals(tmp_path: Path, dora: bool) -> None:
+    place = SELF + "query.loras.a."
+    own = {f"{place}vera_D": rand(2, 2), f"{place}vera_B": rand(WIDTH, WIDTH)}
+    own |= {f"{place}m.weight": rand(WIDTH, 1)} if dora else {}
+    shared = {"bert.shared_parameters.a.lora_A": rand(2, WIDTH), "bert.shared_parameters.a.lora_B": rand(WIDTH, 2)}
+    config = LORA | {"vera_d": 0.1, "vera_b": 0.0, "use_dora": dora, "init_weights": "vera"}
+    found = one(write(tmp_path / "a", meta(config), own | shared))
+    theirs = own[f"{place}vera_B"] @ shared["bert.shared_parameters.a.lora_B"] @ own[f"{place}vera_D"]
+    theirs = theirs @ shared["bert.shared_parameters.a.lora_A"]
+    site = "adapter/layer.0/attn.query/"
+    torch.testing.assert_close(found.tensors[site + "b"] @ found.tensors[site + "a"], theirs)
+    assert found.method is not None
+    assert found.method["kind"] == ("dora" if dora else "lora")
+    assert (site + "magnitude" in found.tensors) == dora
+    assert {fate.source for fate in found.fates} == own.keys() | shared.keys()
+    with pytest.raises(PackageError, match="lora_A is missing"):
+        read_adapterhub(write(tmp_path / "b", meta(config), own))
+
+
+def test_ia3_and_dora(tmp_path: Path) -> None:
+    place = SELF + "key.loras.a."
+    config = LORA | {"composition_mode": "scale", "r": 1, "alpha": 1, "attn_matrices": ["k"], "init_weights": "ia3"}
+    found = one(write(tmp_path / "a", meta(config), {f"{place}lora_B": rand(WIDTH, 1)}))
+    assert torch.equal(found.tensors["adapter/layer.0/attn.key/scale"], rand(WIDTH, 1)[:, 0])
+    assert found.method is not None
+    assert found.method["kind"] == "ia3"
+    theirs = pair(SELF + "query") | {SELF + "query.loras.a.m.weight": rand(WIDTH, 1)}
+    found = one(write(tmp_path / "b", meta(LORA | {"use_dora": True}), theirs))
+    assert found.tensors["adapter/layer.0/attn.query/magnitude"].shape == (WIDTH,)
+
+
+@pytest.mark.parametrize("change", [{"surprise": 1}, {"composition_mode": "divide"}])
+def test_what_is_not_understood_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(PackageError, match=r"surprise|divide"):
+        read_adapterhub(write(tmp_path / "a", meta(LORA | change), pair(SELF + "query")))
+
+
+def test_half_a_pair_is_refused(tmp_path: Path) -> None:
+    theirs = pair(SELF + "query")
+    theirs.pop(SELF + "query.loras.a.lora_B")
+    with pytest.raises(PackageError, match="lora_B is missing"):
+        read_adapterhub(write(tmp_path / "a", meta(LORA), theirs))
