@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from graftwork.errors import NotFound, PackageError
-from graftwork.manifest import load_json
+from graftwork.strict_json import load_json
 
 JSON_LIMIT = 4 * 2**20
 WEIGHTS_LIMIT = 8 * 2**30

@@ -76,7 +76,8 @@ def _flexible(written: Mapping[str, Any], name: str, source: _Source, ledger: Le
         options |= {"word_pad": source.facts.padding}
     if kind in _LANGUAGE:
         options |= _tied(ledger, f"heads.{name}.", source)
-    options |= {"bias": False} if written.get("bias", kind not in ("causal_lm", "seq2seq_lm")) is False else {}
+    if kind != "dependency_parsing" and not _has_bias(ledger, f"heads.{name}."):
+        options |= {"bias": False}
     scale = _scale(source)
     options |= {"scale": scale} if scale != 1.0 else {}
     return {
@@ -177,6 +178,13 @@ def _settle_bias(ledger: Ledger, key: str, bias: str) -> None:
         ledger.ignore(key, "a copy of the last layer's bias")
     else:
         raise PackageError(f"{ledger.where}: {key!r} should be a copy of the last layer's bias and differs from it")
+
+
+def _has_bias(ledger: Ledger, prefix: str) -> bool:
+    """Whether the last of the head's layers has a bias; what the configuration says of it came and went."""
+    numbers = [key.removeprefix(prefix).split(".")[0] for key in ledger.given if key.startswith(prefix)]
+    last = max((int(number) for number in numbers if number.isdecimal()), default=0)
+    return f"{prefix}{last}.bias" in ledger.given
 
 
 def _tied(ledger: Ledger, prefix: str, source: _Source) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 
 from graftwork.errors import PackageError
-from graftwork.manifest import BaseRef, FusionSpec, HeadSpec, Manifest, Member, canonical_json
+from graftwork.manifest import BaseRef, FusionSpec, HeadSpec, Manifest, Member
 from graftwork.registry.package import Package, check_names
+from graftwork.strict_json import canonical_json
 
 COPIED = "copied"
 
