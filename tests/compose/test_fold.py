@@ -319,7 +319,7 @@ def test_a_plan_needs_no_weights() -> None:
     """On the meta device, at BERT-base width, against the arithmetic of the docstring."""
     width, members, bottleneck = 768, 3, 48
     modules, config, site = zoo(), read_config("seq_bn"), replace(SITE, width=width)
-    modules.adapters = {name: Bottleneck(width, config.width(site), config).to("meta") for name in ("a", "b", "c")}
+    modules.adapters = {name: Bottleneck((width, config.width(site), 0), config).to("meta") for name in ("a", "b", "c")}
     modules.fusions = {"a,b,c": Fusion(width, FUSIONS["dynamic"]).to("meta")}
     plan = fold(parse("Fuse(a, b, c)"), 0, modules, normed=True).plan  # type: ignore[union-attr]
     features = members * bottleneck

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertConfig
 
+from graftwork.core.activations import ACTIVATIONS, activation
 from graftwork.core.backbone import Backbone, load_skeleton
-from graftwork.core.bottleneck import ACTIVATIONS, INITS, Bottleneck, BottleneckConfig, activation
+from graftwork.core.bottleneck import Bottleneck, BottleneckConfig
+from graftwork.core.distributions import INITS
 from graftwork.core.families import OF_MODEL_TYPE
 from graftwork.core.fusion import FUSIONS, Fusion
 from graftwork.core.kinds import read_config
@@ -234,7 +236,7 @@ def test_count_of_a_dynamic_fusion_on_bert_base() -> None:
 
 
 def built(**choices: Any) -> Bottleneck:
-    return Bottleneck(400, 100, BottleneckConfig(**choices))
+    return Bottleneck((400, 100, 0), BottleneckConfig(**choices))
 
 
 @pytest.mark.parametrize(("init", "std"), [("bert", 0.02), ("houlsby", 0.01), ("adapter_bert", 0.001)])
@@ -269,7 +271,7 @@ def test_initial_weights_of_a_parallel_adapter() -> None:
 
 def weights(seed: int | None, stream: int, init: str = "bert") -> Tensor:
     config = BottleneckConfig(init_weights=init, init_weights_seed=seed, use_gating=True, ln_after=True)
-    module = Bottleneck(16, 4, config, stream)
+    module = Bottleneck((16, 4, 0), config, stream)
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
@@ -334,7 +336,7 @@ def test_stochastic_depth_drops_whole_rows_in_training() -> None:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"output_adapter": False}, "needs one of mh_adapter, output_adapter, cross_adapter"),
+        ({"output_adapter": False}, "needs one of mh_adapter, output_adapter, cross_adapter, linears, inv_adapter"),
         ({"reduction_factor": 0}, "reduction_factor 0 must be a positive number, or a mapping of layer number"),
         ({"reduction_factor": "16"}, "reduction_factor '16' must be a positive number"),
         ({"reduction_factor": True}, "reduction_factor True must be a positive number"),

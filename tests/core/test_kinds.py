@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftwork.core.bottleneck import ACTIVATIONS, INITS, BottleneckConfig
+from graftwork.core.activations import ACTIVATIONS
+from graftwork.core.bottleneck import BottleneckConfig
+from graftwork.core.distributions import INITS
 from graftwork.core.kinds import (
     ALIASES,
     METHODS,
@@ -129,7 +131,7 @@ def test_written_as_plain_data_and_read_back(config: BottleneckConfig) -> None:
         ("seq_bn[=1]", "cannot read '=1'"),
         ("seq_bn[dropout=0.1,]", "cannot read ''"),
         ("seq_bn[reduction_facto=8]", r"seq_bn: unknown flag 'reduction_facto'; did you mean 'reduction_factor'\?"),
-        ("houlsby[zzz=8]", r"houlsby: unknown flag 'zzz'; the flags are adapter_residual_before_ln, cross_adapter"),
+        ("houlsby[zzz=8]", r"houlsby: unknown flag 'zzz'; the flags are adapter_residual_before_ln, bias"),
         ("seq_bn[reduction_factor=eight]", "reduction_factor 'eight' must be a positive number"),
         ({"kind": "lora"}, "adapter method 'lora' is unknown; the methods are bottleneck"),
         ({"lora_r": 8}, "bottleneck: unknown flag 'lora_r'; the flags are"),

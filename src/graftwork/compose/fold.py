@@ -16,7 +16,7 @@ values, a fusion of members that move the stream, members in different dtypes.
 Folded weights are a snapshot, built in float64 and cast, never saved. `Folded.stale` says when to fold again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import cast
@@ -33,6 +33,7 @@ from graftwork.compose.wide import Wide
 from graftwork.core.adapter import Adapter
 from graftwork.core.bottleneck import Bottleneck
 from graftwork.core.fusion import Fusion
+from graftwork.core.phm import PHM
 
 _Watched = tuple[dict[str, nn.Parameter | None], str, Tensor, int, int]  # where it is, what it was, version, address
 
@@ -116,14 +117,31 @@ def multiplications(tree: Composition, site: int, modules: Modules) -> int:
         return inner
     fusion = cast(Fusion, modules.fusion(tree.name, site))
     count = len(children)
-    width = next(len(m.up.weight) for m in _members(tree, site, modules).values() if isinstance(m, Bottleneck))
+    width = next(m.up.out_features for m in _members(tree, site, modules).values() if isinstance(m, Bottleneck))
     squares = (fusion.query is not None) + count * (fusion.key is not None)
     squares += (count if fusion.config.value_before_softmax else 1) * (fusion.value is not None)
     return inner + squares * width * width + 2 * count * width
 
 
 def _of_adapter(adapter: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in adapter.parameters() if parameter.dim() == 2)
+    layers = [module for module in adapter.modules() if isinstance(module, PHM)]
+    dense = sum(parameter.numel() for parameter in adapter.parameters() if parameter.dim() == 2)
+    return dense + sum(layer.multiplications for layer in layers)
+
+
+def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """A member's own parameters and those that it shares with the other sites of its adapter."""
+    for _, _, parameter in _held(module):
+        yield parameter
+
+
+def _held(member: nn.Module) -> Iterator[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]]:
+    shared = {id(layer.shared): layer.shared for layer in member.modules() if isinstance(layer, PHM) and layer.shared}
+    for owner in (member, *shared.values()):
+        for module in owner.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    yield module._parameters, name, parameter
 
 
 class _Folding:
@@ -161,11 +179,11 @@ class _Folding:
         for name, module in members.items():
             if not isinstance(module, Bottleneck | Fusion):
                 raise Unfoldable(f"{name} is a {type(module).__name__}, and only bottleneck adapters fold")
-        weights = [weight for module in members.values() for weight in module.parameters() if weight.dim() == 2]
+        weights = [weight for module in members.values() for weight in _parameters(module) if weight.dim() >= 2]
         if len({weight.dtype for weight in weights}) > 1:
             dtypes = ", ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in weights}))
             raise Unfoldable(f"its members have different dtypes: {dtypes}")
-        up = next(module.up.weight for module in members.values() if isinstance(module, Bottleneck))
+        up = next(module.up.weight.detach() for module in members.values() if isinstance(module, Bottleneck))
         device = "meta" if any(weight.is_meta for weight in weights) else "cpu"
         formula = Formula(torch.zeros(len(up), dtype=torch.float64, device=device), self.normed)
         node = bind(tree, self.site, Symbolic(formula, self.modules))
@@ -224,11 +242,9 @@ def _members(tree: Composition, site: int, modules: Modules) -> dict[str, nn.Mod
 
 def _watched(members: Mapping[str, nn.Module]) -> tuple[_Watched, ...]:
     return tuple(
-        (module._parameters, name, parameter, _version(parameter), parameter.data_ptr())
+        (where, name, parameter, _version(parameter), parameter.data_ptr())
         for member in members.values()
-        for module in member.modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None
+        for where, name, parameter in _held(member)
     )
 
 

@@ -27,6 +27,7 @@ from graftwork.compose.reference import Modules
 from graftwork.core.adapter import Adapter
 from graftwork.core.bottleneck import Bottleneck
 from graftwork.core.fusion import Fusion, FusionConfig
+from graftwork.core.phm import PHM
 from graftwork.core.site import Delta, Reading
 
 
@@ -217,9 +218,11 @@ class Formula:
         """A detached copy in float64, where weights are computed with."""
         return tensor.detach().to(self.zeros, copy=True)
 
-    def _weights(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
-        """W (in, out) and b (out,) of a linear layer."""
-        return self._exact(linear.weight).T, self._exact(linear.bias)
+    def _weights(self, linear: nn.Linear | PHM) -> tuple[Tensor, Tensor]:
+        """W (in, out) and b (out,) of a linear layer, which a hypercomplex one is too."""
+        weight = linear.weight if isinstance(linear, nn.Linear) else linear.dense(self.zeros)
+        bias = linear.bias if linear.bias is not None else torch.zeros(linear.out_features)
+        return self._exact(weight).T, self._exact(bias)
 
 
 @dataclass(frozen=True)
@@ -234,9 +237,11 @@ class Symbolic:
         module = self.modules.adapter(name, site)
         if not isinstance(module, Bottleneck):
             return None  # `fold.py` refuses other modules before it asks
-        for own, flag in ((module.norm_before, "ln_before"), (module.norm_after, "ln_after")):
-            if own is not None:
-                raise Unfoldable(f"{name} has a norm of its own ({flag}), which is not linear")
+        norms = {"ln_before": module.norm_before, "ln_after": module.norm_after, "train_norms": module.norm}
+        if flags := [flag for flag, own in norms.items() if own is not None]:
+            raise Unfoldable(f"{name} has a norm of its own ({flags[0]}), which is not linear")
+        if module.inputs:
+            raise Unfoldable(f"{name} reads the input of a linear, which is not of the width that is written")
         return cast(Adapter, _Leaf(name, module, self.formula))
 
     def fusion(self, name: str, site: int) -> Fusion | None:

@@ -1,4 +1,4 @@
-"""What every method is made of: a module per site that turns what it reads into a change, and the config that builds it.
+"""What every method is made of: a module per site that turns what it reads into a change, and its config.
 
     A(reading, Δ) = settle(change(reading, Δ))
 
@@ -23,11 +23,13 @@ from graftwork.core.site import Delta, Positions, Reading, Site
 
 @dataclass(frozen=True)
 class Ground:
-    """What a module may stand on besides its site: `weight` of the frozen linear there, (width, inputs), and `shared`,
-    what its configuration made once for all sites of one adapter."""
+    """What a module may stand on besides its site: `weight` of the frozen linear there, (width, inputs); `shared`, what
+    its configuration made once for all sites of one adapter; `norm`, the frozen norm after the residual add of a
+    sub-layer (post-LN), at an embed site that of the embeddings."""
 
     weight: Callable[[], Tensor] | None = None
     shared: nn.Module | None = None
+    norm: nn.Module | None = None
 
 
 NO_GROUND = Ground()

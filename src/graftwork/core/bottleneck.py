@@ -9,178 +9,132 @@ What x is, what u is added to, and where the result is written are flags (Adapte
     double_seq_bn  LN(h₀ + A(h₀) + r), twice         pre-LN:  r + h₀ + A(h₀)           (Houlsby)
     par_bn         LN(h₀ + s·A(r) + r)               pre-LN:  r + h₀ + s·A(r)          (He)
 
-With u = 0 the first three are the base model to the last bit. Knows nothing of layers, names, files or compositions.
+With u = 0 these are the base model to the last bit. At a linear h₀ is its output y and r its input x, so that a
+parallel adapter there maps x to y's width (LLM-Adapters); at the input of a linear both are x. Where the configuration
+asks for it, down and up are hypercomplex (`core/phm.py`), the site's norm is trained along (`core/norms.py`), and the
+embed site has an invertible adapter (`core/invertible.py`).
+
+Knows nothing of layers, names, files or compositions.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.activations import ACT2FN
 
+from graftwork.core.activations import activation
 from graftwork.core.adapter import NO_GROUND, Ground
-from graftwork.core.options import goes_to, is_count, is_number, is_share, place_problems, settle_places
+from graftwork.core.bottleneck_options import BottleneckOptions
+from graftwork.core.distributions import begin_linear
+from graftwork.core.embeddings import EmbeddingAdapter
+from graftwork.core.initial import blank_linear, generator_of, new_gate, opened
+from graftwork.core.invertible import Glow, Nice
+from graftwork.core.norms import TrainedEmbeddingNorm, TrainedNorm
+from graftwork.core.options import goes_to
+from graftwork.core.phm import PHM, SharedPHM
 from graftwork.core.site import Delta, Reading, Site
 from graftwork.errors import AdapterError
 
-INITS = ("bert", "mam_adapter", "houlsby", "adapter_bert")
-ACTIVATIONS = tuple(sorted({*ACT2FN, "leakyrelu", "swish"}))
-_SWITCHES = (
-    *("mh_adapter", "output_adapter", "cross_adapter", "original_ln_before", "original_ln_after"),
-    *("ln_before", "ln_after", "is_parallel", "use_gating", "adapter_residual_before_ln"),
-)
-_LOCATION = {"attn": "mh_adapter", "ffn": "output_adapter", "cross": "cross_adapter"}  # site kind -> its flag
-
 
 @dataclass(frozen=True, kw_only=True)
-class BottleneckConfig:
-    """Every choice of a bottleneck adapter; defaults and names are those of AdapterHub's BnConfig.
-
-    reduction_factor: D / M; a number, or a mapping from layer number (across stacks, encoder first) to number with
-    "default". leave_out: layers without an adapter. stacks: only these ("encoder", "vision"); empty for all. scaling: a
-    number, "learned" (one parameter) or "channel" (D).
-    init_weights: bert N(0, 0.02) · mam_adapter Kaiming down, zero up · houlsby N(0, 0.01) cut at 2σ · adapter_bert
-    N(0, 0.001) cut at 2σ; biases zero. Raises AdapterError for a value out of range.
-    """
-
-    mh_adapter: bool = False
-    output_adapter: bool = True
-    cross_adapter: bool = False
-    reduction_factor: float | Mapping[str, float] = 16
-    non_linearity: str = "relu"
-    original_ln_before: bool = False
-    original_ln_after: bool = True
-    ln_before: bool = False
-    ln_after: bool = False
-    init_weights: str = "bert"
-    init_weights_seed: int | None = None
-    is_parallel: bool = False
-    scaling: float | str = 1.0
-    use_gating: bool = False
-    residual_before_ln: bool | Literal["post_add"] = True
-    adapter_residual_before_ln: bool = False
-    leave_out: tuple[int, ...] = ()
-    stacks: tuple[str, ...] = ()
-    dropout: float = 0.0
-    stochastic_depth: float = 0.0
-
-    kind: ClassVar[str] = "bottleneck"
-
-    def __post_init__(self) -> None:
-        settle_places(self)
-        if isinstance(self.reduction_factor, Mapping):
-            object.__setattr__(self, "reduction_factor", {str(k): v for k, v in self.reduction_factor.items()})
-        problems = self._problems()
-        if problems:
-            raise AdapterError("bottleneck adapter: " + "; ".join(problems))
-
-    def _problems(self) -> list[str]:
-        kinds = (self.mh_adapter, self.output_adapter, self.cross_adapter)
-        checks = (
-            (any(kinds), "needs one of mh_adapter, output_adapter, cross_adapter"),
-            (_are_factors(self.reduction_factor), f"reduction_factor {self.reduction_factor!r} must be a positive "
-             "number, or a mapping of layer number (or 'default') to one"),
-            (str(self.non_linearity).lower() in ACTIVATIONS, f"non_linearity {self.non_linearity!r} is unknown; there "
-             f"are {', '.join(ACTIVATIONS)}"),
-            (self.init_weights in INITS, f"init_weights {self.init_weights!r} is not one of {', '.join(INITS)}"),
-            (self.init_weights_seed is None or is_count(self.init_weights_seed, 2**32), f"init_weights_seed "
-             f"{self.init_weights_seed!r} must be none or a whole number from 0 to 2**32 - 1"),
-            (self.scaling in ("learned", "channel") or is_number(self.scaling), f"scaling {self.scaling!r} must be a "
-             "finite number, 'learned' or 'channel'"),
-            (isinstance(self.residual_before_ln, bool) or self.residual_before_ln == "post_add", "residual_before_ln "
-             f"{self.residual_before_ln!r} must be true, false or 'post_add'"),
-            (self.residual_before_ln != "post_add" or self.original_ln_before, "residual_before_ln 'post_add' needs "
-             "original_ln_before: the sum is the one that the norm would read"),
-            (is_share(self.dropout), f"dropout {self.dropout!r} must be in [0, 1)"),
-            (is_share(self.stochastic_depth), f"stochastic_depth {self.stochastic_depth!r} must be in [0, 1)"),
-            (not (self.is_parallel and self.stochastic_depth), "stochastic_depth has no meaning for a parallel "
-             "adapter"),
-        )  # fmt: skip
-        switches = ((name, getattr(self, name)) for name in _SWITCHES)
-        wrong = [f"{name} {value!r} must be true or false" for name, value in switches if not isinstance(value, bool)]
-        return wrong + [problem for fine, problem in checks if not fine] + place_problems(self)
-
-    def width(self, site: Site) -> int:
-        """M = floor(D / reduction factor), at least 1. Raises AdapterError where a mapping leaves the layer out."""
-        factor = self.reduction_factor
-        if isinstance(factor, Mapping):
-            if str(site.depth) not in factor and "default" not in factor:
-                raise AdapterError(
-                    f"reduction_factor {dict(factor)} has neither an entry for layer {site.depth} nor a 'default'"
-                )
-            factor = factor.get(str(site.depth), factor.get("default", 0))
-        return max(1, int(site.width // factor))
+class BottleneckConfig(BottleneckOptions):
+    """Every choice of a bottleneck adapter, and what is built of it; the fields are in `core/bottleneck_options.py`."""
 
     def share(self, sites: Sequence[Site]) -> nn.Module | None:
-        """Nothing: every site has weights of its own."""
-        return None
-
-    def build(self, site: Site, ground: Ground = NO_GROUND) -> "Bottleneck | None":
-        """The adapter for a site, freshly initialised in float32, or None where this configuration has none."""
-        flag = _LOCATION.get(site.kind)
-        if flag is None or not getattr(self, flag) or not goes_to(self, site):
+        """The parameters that all hypercomplex layers have in common. Raises AdapterError where sites differ in size
+        and their matrices were to be shared."""
+        wanted = [site for site in sites if self.wants(site) and goes_to(self, site)]
+        if not wanted or not self.phm_layer or not (self.shared_phm_rule or self.shared_W_phm):
             return None
-        return Bottleneck(site.width, self.width(site), self, stream=site.index)
+        sizes = {(site.inputs if self._reads_input(site) else site.width, site.width, self.width(site)): site.name
+                 for site in reversed(wanted)}  # fmt: skip
+        if self.shared_W_phm and (len(sizes) > 1 or any(read != written for read, written, _ in sizes)):
+            shown = "; ".join(f"{name}: {a} -> {m} -> {b}" for (a, b, m), name in reversed(sizes.items()))
+            raise AdapterError(f"shared_W_phm needs sites of one size, and there are {shown}; set shared_W_phm=False")
+        _, width, bottleneck = next(iter(sizes))
+        return SharedPHM(self, width, bottleneck)
 
+    def build(self, site: Site, ground: Ground = NO_GROUND) -> "Bottleneck | EmbeddingAdapter | None":
+        """The module for a site, freshly initialised in float32, or None where this configuration has none.
 
-def _are_factors(value: object) -> bool:
-    if not isinstance(value, Mapping):
-        return is_number(value) and value > 0  # type: ignore[operator]
-    layers = all(str(key) == "default" or str(key).isdecimal() for key in value)
-    return layers and all(is_number(factor) and factor > 0 for factor in value.values())
+        Raises AdapterError where a norm is to be trained and there is none, and where sizes do not fit phm_dim.
+        """
+        if not goes_to(self, site):
+            return None
+        if site.place == "embed":
+            return self._at_embeddings(site, ground)
+        if not self.wants(site):
+            return None
+        norm = TrainedNorm(ground.norm, site.name) if self.train_norms and site.place == "sublayer" else None
+        inputs = site.inputs if self._reads_input(site) else 0
+        shared = cast("SharedPHM | None", ground.shared)
+        return Bottleneck((site.width, self.width(site), inputs), self, site.index, shared=shared, norm=norm)
 
+    def _reads_input(self, site: Site) -> bool:
+        return self.is_parallel and site.place == "linear"
 
-def activation(name: str) -> nn.Module:
-    """A non-linearity by its name in transformers' table; `swish` is SiLU, `leakyrelu` has torch's slope of 0.01."""
-    name = name.lower()
-    if name == "leakyrelu":
-        return nn.LeakyReLU()
-    return ACT2FN["silu" if name == "swish" else name]  # type: ignore[no-any-return]
+    def _at_embeddings(self, site: Site, ground: Ground) -> EmbeddingAdapter | None:
+        if self.train_norms and ground.norm is not None:
+            return TrainedEmbeddingNorm(ground.norm, site.name)
+        if self.inv_adapter is None:
+            return None
+        kind = Nice if self.inv_adapter == "nice" else Glow
+        factor = cast(float, self.inv_adapter_reduction_factor)
+        return kind(site.width, factor, self.non_linearity, generator_of(self.init_weights_seed, site.index))
 
 
 class Bottleneck(nn.Module):
-    """One bottleneck adapter at one site. `stream` numbers the site: a seed gives every site weights of its own."""
+    """One bottleneck adapter at one site.
 
-    def __init__(self, width: int, bottleneck: int, config: BottleneckConfig, stream: int = 0) -> None:
+    size: D, M, and the width of what a parallel adapter at a linear reads (0 elsewhere). stream: numbers the site; a
+    seed gives every site weights of its own. shared: of hypercomplex layers. norm: the site's, trained along.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int, int],
+        config: BottleneckOptions,
+        stream: int = 0,
+        *,
+        shared: SharedPHM | None = None,
+        norm: TrainedNorm | None = None,
+    ) -> None:
         super().__init__()
+        width, bottleneck, self.inputs = size
+        read = self.inputs or width
+        source = generator_of(config.init_weights_seed, stream)
         self.config = config
         self.writes_after = not config.original_ln_after
-        self.norm_before = nn.LayerNorm(width) if config.ln_before else None
-        self.down = _linear(width, bottleneck)
+        self.norm_before = nn.LayerNorm(read) if config.ln_before else None
         self.activation = activation(config.non_linearity)
-        self.up = _linear(bottleneck, width)
+        self.down: nn.Linear | PHM
+        self.up: nn.Linear | PHM
+        if config.phm_layer:
+            self.down = PHM((read, bottleneck), config, "down", shared, source)
+            self.up = PHM((bottleneck, width), config, "up", shared, source)
+        else:
+            self.down = begin_linear(blank_linear(read, bottleneck, config.bias), config.init_weights, source)
+            self.up = begin_linear(blank_linear(bottleneck, width, config.bias), config.init_weights, source, up=True)
         self.norm_after = nn.LayerNorm(width) if config.ln_after else None
-        self.gate = _linear(width, 1) if config.use_gating else None
+        self.gate = new_gate(read, source) if config.use_gating else None
         scales = {"learned": 1, "channel": width}.get(str(config.scaling))
         self.scale = None if scales is None else nn.Parameter(torch.ones(scales))
-        self._initialise(stream)
+        self.norm = norm
 
-    def _initialise(self, stream: int) -> None:
-        seed, kind = self.config.init_weights_seed, self.config.init_weights
-        # a generator of its own: a seed neither touches the global one nor gives every site the same weights
-        generator = None if seed is None else torch.Generator().manual_seed((seed << 16) + stream)
-        for linear in (self.down, self.up):
-            nn.init.zeros_(linear.bias)
-            if kind == "bert":
-                nn.init.normal_(linear.weight, std=0.02, generator=generator)
-            elif kind != "mam_adapter":
-                std = 1e-2 if kind == "houlsby" else 1e-3
-                nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
-            elif linear is self.down:
-                nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5), generator=generator)
-            else:
-                nn.init.zeros_(linear.weight)
-        if self.gate is not None:
-            nn.init.normal_(self.gate.weight, std=0.02, generator=generator)
-            nn.init.zeros_(self.gate.bias)
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which it computes."""
+        return self.up.weight.dtype if isinstance(self.up, nn.Linear) else self.up.dtype
 
     def read(self, reading: Reading, delta: Delta, *, before_norm: bool = False) -> Tensor:
-        """What the adapter sees, (B, T, D): r if parallel, else the stream or the sub-layer's output."""
-        if self.config.is_parallel:
+        """What the adapter sees, (B, T, D): r if parallel, else the stream or the sub-layer's output.
+
+        A parallel adapter at a linear sees x, which is not of width D: what a fusion reads there is y.
+        """
+        if self.config.is_parallel and not self.inputs:
             return reading.residual
         stream = self.config.original_ln_before and not before_norm
         return reading.stream(delta) if stream else reading.hidden(delta)
@@ -188,7 +142,7 @@ class Bottleneck(nn.Module):
     def change(self, reading: Reading, delta: Delta) -> Tensor:
         """u, (B, T, D): what the module says, before it is settled into the stream."""
         # a half-precision base may keep single layers, and so its stream, in float32 (T5)
-        x = self.read(reading, delta).to(self.up.weight.dtype)
+        x = (reading.residual if self.inputs else self.read(reading, delta)).to(self.dtype)
         inner = x if self.norm_before is None else self.norm_before(x)
         u: Tensor = self.up(self.activation(self.down(inner)))
         if self.config.stochastic_depth and self.training:
@@ -199,7 +153,7 @@ class Bottleneck(nn.Module):
             u = u * float(self.config.scaling)
         u = functional.dropout(u, self.config.dropout, self.training)
         if self.gate is not None:
-            u = u * torch.sigmoid(self.gate(x)).mean(dim=1, keepdim=True)  # one scalar a row, (B, 1, 1)
+            u = u * opened(self.gate, x)
         if self.norm_after is not None:
             if self.config.adapter_residual_before_ln and not self.config.is_parallel:
                 carried = self.carried(reading, delta).to(u.dtype)
@@ -214,9 +168,12 @@ class Bottleneck(nn.Module):
         if carried != anchor:
             change = change + (self._term(carried, reading, delta) - self._term(anchor, reading, delta))
             change = change.to(reading.output.dtype)
-        if self.writes_after and reading.norm is not None:
+        if self.writes_after and (reading.norm is not None or reading.inner is not None):
             return Delta(after=change)
-        return Delta(before=change)
+        if self.norm is None:
+            return Delta(before=change)
+        normed_sum = self._term("sum", reading, delta.plus(Delta(before=change)))
+        return Delta(before=change, after=self.norm(normed_sum))
 
     def forward(self, reading: Reading, delta: Delta) -> Delta:
         """What this adapter changes, given what others changed before: reads (B, T, D) tensors, returns (B, T, D)."""
@@ -236,12 +193,9 @@ class Bottleneck(nn.Module):
     def _term(kind: str, reading: Reading, delta: Delta) -> Tensor:
         if kind == "hidden":
             return reading.hidden(delta)
-        return reading.stream(delta) if kind == "stream" else reading.hidden(delta) + reading.residual
-
-
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    # uninitialised: torch's own initialisation would draw from the global generator, whatever the seed
-    return nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+        if kind == "stream":
+            return reading.stream(delta)
+        return replace(reading, norm=None).stream(Delta(before=delta.before))  # what the norm reads
 
 
 def _drop_rows(u: Tensor, probability: float) -> Tensor:

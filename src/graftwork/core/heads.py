@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graftwork.core.bottleneck import ACTIVATIONS
+from graftwork.core.activations import ACTIVATIONS
 from graftwork.core.options import is_number, is_share
 from graftwork.errors import AdapterError
 

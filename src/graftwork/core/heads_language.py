@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graftwork.core.bottleneck import activation
+from graftwork.core.activations import activation
 from graftwork.core.heads import IGNORED, NO_ACTIVATION, NOTHING, Beside, Head, HeadConfig, Inverse, class_loss
 from graftwork.core.heads_linear import fresh_linear
 from graftwork.errors import AdapterError

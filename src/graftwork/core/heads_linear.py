@@ -7,7 +7,7 @@ are `layers.1.weight`, `layers.4.weight`, ... A head with `layer_norm` has the n
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graftwork.core.bottleneck import activation
+from graftwork.core.activations import activation
 from graftwork.core.heads import NO_ACTIVATION, NOTHING, Beside, Head, HeadConfig, Inverse, check_shape, class_loss
 from graftwork.errors import AdapterError
 

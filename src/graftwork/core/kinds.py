@@ -22,6 +22,26 @@ MethodConfig: TypeAlias = BottleneckConfig
 
 METHODS: dict[str, type[BottleneckConfig]] = {"bottleneck": BottleneckConfig}
 
+
+def _llm_adapters() -> dict[str, BottleneckConfig]:
+    # Hu et al. 2023: the lists of linears, not their flags, are what defines their published runs
+    def series(*linears: str, parallel: bool = False) -> BottleneckConfig:
+        return BottleneckConfig(
+            output_adapter=False,
+            linears=linears,
+            bottleneck_size=256,
+            non_linearity="tanh",
+            bias=False,
+            is_parallel=parallel,
+        )
+
+    return {
+        "llm_series": series("ffn.up.input", "ffn.gate.input"),  # mathematics
+        "llm_series_down": series("ffn.down"),  # common sense
+        "llm_parallel": series("ffn.up", "ffn.down", parallel=True),
+    }
+
+
 NAMED: dict[str, BottleneckConfig] = {
     "seq_bn": BottleneckConfig(original_ln_before=True),
     "double_seq_bn": BottleneckConfig(mh_adapter=True, non_linearity="swish"),
@@ -29,6 +49,37 @@ NAMED: dict[str, BottleneckConfig] = {
     "scaled_par_bn": BottleneckConfig(
         is_parallel=True, init_weights="mam_adapter", reduction_factor=2, scaling="learned"
     ),
+    "seq_bn_inv": BottleneckConfig(original_ln_before=True, inv_adapter="nice", inv_adapter_reduction_factor=2),
+    "double_seq_bn_inv": BottleneckConfig(
+        mh_adapter=True, non_linearity="swish", inv_adapter="nice", inv_adapter_reduction_factor=2
+    ),
+    "seq_bn_glow": BottleneckConfig(original_ln_before=True, inv_adapter="glow", inv_adapter_reduction_factor=2),
+    "double_seq_bn_glow": BottleneckConfig(
+        mh_adapter=True, non_linearity="swish", inv_adapter="glow", inv_adapter_reduction_factor=2
+    ),
+    "compacter": BottleneckConfig(mh_adapter=True, phm_layer=True, reduction_factor=32, non_linearity="gelu"),
+    "compacter++": BottleneckConfig(original_ln_before=True, phm_layer=True, reduction_factor=32, non_linearity="gelu"),
+    "adapter_plus": BottleneckConfig(
+        original_ln_before=True,
+        original_ln_after=False,
+        residual_before_ln=False,
+        reduction_factor=96,
+        non_linearity="gelu",
+        init_weights="houlsby",
+        scaling="channel",
+        stochastic_depth=0.1,
+    ),
+    "bapna_firat": BottleneckConfig(
+        original_ln_before=True, original_ln_after=False, residual_before_ln=False, ln_before=True
+    ),
+    "adapter_bert": BottleneckConfig(
+        mh_adapter=True,
+        bottleneck_size=64,
+        non_linearity="gelu_new",
+        init_weights="adapter_bert",
+        train_norms=True,
+    ),
+    **_llm_adapters(),
 }
 
 # AdapterHub's spellings: each makes its named configuration, with the given fields changed
@@ -42,6 +93,8 @@ ALIASES = {
     "houlsby": "double_seq_bn",
     "parallel": "par_bn",
     "scaled_parallel": "scaled_par_bn",
+    "pfeiffer+inv": "seq_bn_inv",
+    "houlsby+inv": "double_seq_bn_inv",
 }
 
 _STRING = re.compile(r"\s*([A-Za-z0-9_+]+)\s*(?:\[(.*)\])?\s*", re.DOTALL)
