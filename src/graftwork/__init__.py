@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from graftwork.core.bottleneck import BottleneckConfig as BottleneckConfig
     from graftwork.core.kinds import AdapterConfig as AdapterConfig
     from graftwork.core.kinds import BnConfig as BnConfig
+    from graftwork.core.kinds import ConfigUnion as ConfigUnion
     from graftwork.core.kinds import DoubleSeqBnConfig as DoubleSeqBnConfig
     from graftwork.core.kinds import ParBnConfig as ParBnConfig
     from graftwork.core.kinds import SeqBnConfig as SeqBnConfig
+    from graftwork.core.lora import LoRAConfig as LoRAConfig
     from graftwork.errors import AdapterError as AdapterError
     from graftwork.errors import BackboneError as BackboneError
     from graftwork.errors import CompositionError as CompositionError
@@ -59,6 +61,7 @@ DEFINED_IN = {
     "BnConfig": "graftwork.core.kinds",
     "BottleneckConfig": "graftwork.core.bottleneck",
     "CompositionError": "graftwork.errors",
+    "ConfigUnion": "graftwork.core.kinds",
     "Conflict": "graftwork.errors",
     "DataError": "graftwork.errors",
     "DoubleSeqBnConfig": "graftwork.core.kinds",
@@ -67,6 +70,7 @@ DEFINED_IN = {
     "GoalMissed": "graftwork.errors",
     "GraftworkError": "graftwork.errors",
     "InputTooLong": "graftwork.errors",
+    "LoRAConfig": "graftwork.core.lora",
     "NotFound": "graftwork.errors",
     "Package": "graftwork.registry.package",
     "PackageError": "graftwork.errors",

@@ -19,9 +19,10 @@ import torch
 from transformers.utils import logging
 
 from graftwork.compose.tree import Composition, Fuse, Stack
+from graftwork.core.adapter import MethodConfig
 from graftwork.core.backbone import load_tokenizer
 from graftwork.core.heads import read_head
-from graftwork.core.kinds import MethodConfig, read_config, write_config
+from graftwork.core.kinds import read_config, write_config
 from graftwork.errors import AdapterError, Conflict, RecipeError
 from graftwork.manifest import Manifest, Member
 from graftwork.model import AdapterModel, AutoAdapterModel

@@ -3,6 +3,7 @@
 Parameters are counted by building the modules on the meta device: shapes without weights, however large the model.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from graftwork.core.backbone import Backbone, load_skeleton
 from graftwork.core.fusion import FUSIONS
 from graftwork.core.heads import HeadConfig
 from graftwork.core.kinds import ALIASES, NAMED, is_named, read_config, write_config
-from graftwork.errors import BackboneError, NotFound, UserError
+from graftwork.errors import AdapterError, BackboneError, NotFound, UserError
 from graftwork.registry.package import MANIFEST, read, read_manifest
 from graftwork.registry.store import Registry
 
@@ -37,7 +38,7 @@ def describe(what: str, registry: Registry, *, model: str | None = None, method:
         found = registry.resolve(what)
     except UserError as no_package:
         try:
-            return _model(what, [method] if method else list(NAMED))
+            return _model(what, method)
         except BackboneError as no_model:
             raise NotFound(
                 f"{what!r} is neither a package folder, a composition, a method ({', '.join([*NAMED, *ALIASES])}), a "
@@ -46,9 +47,10 @@ def describe(what: str, registry: Registry, *, model: str | None = None, method:
     return _package(found.path, str(found))
 
 
-def _model(name: str, methods: list[str]) -> dict[str, Any]:
+def _model(name: str, method: str | None) -> dict[str, Any]:
     backbone = Backbone(load_skeleton(name))
     base = sum(parameter.numel() for parameter in backbone.model.parameters())
+    fitting = [_counted(backbone, method, base)] if method else _fitting(backbone, base)
     width = backbone.sites[0].width
     return {
         "kind": "model",
@@ -58,7 +60,7 @@ def _model(name: str, methods: list[str]) -> dict[str, Any]:
         "width": width,
         "parameters": base,
         "sites": sorted({site.kind for site in backbone.sites}),
-        "methods": [_counted(backbone, method, base) for method in methods],
+        "methods": fitting,
         "fusions": [
             {"fusion": name, "parameters": count, "share": 100 * count / base}
             for name in FUSIONS
@@ -66,6 +68,15 @@ def _model(name: str, methods: list[str]) -> dict[str, Any]:
         ],
         "heads": _head_sizes(backbone),
     }
+
+
+def _fitting(backbone: Backbone, base: int) -> list[dict[str, Any]]:
+    """Every named method that finds a place on the model."""
+    rows = []
+    for name in NAMED:
+        with suppress(AdapterError):
+            rows.append(_counted(backbone, name, base))
+    return rows
 
 
 def _counted(backbone: Backbone, method: str, base: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ def test_nothing_is_drawn_and_the_device_of_a_context_is_not_taken() -> None:
         assert blank(2, 3).device.type == "cpu"
         assert blank_linear(2, 3).weight.shape == (3, 2)
     assert blank_linear(2, 3).bias.device.type == "cpu"
+    assert blank_linear(2, 3, bias=False).bias is None
     assert torch.equal(torch.get_rng_state(), state)
 
 

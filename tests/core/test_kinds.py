@@ -16,6 +16,7 @@ from graftwork.core.kinds import (
     NAMED,
     AdapterConfig,
     BnConfig,
+    ConfigUnion,
     DoubleSeqBnConfig,
     ParBnConfig,
     SeqBnConfig,
@@ -23,6 +24,8 @@ from graftwork.core.kinds import (
     read_config,
     write_config,
 )
+from graftwork.core.lora import LoRAConfig
+from graftwork.core.union import UnionConfig
 from graftwork.errors import AdapterError
 
 
@@ -133,7 +136,15 @@ def test_written_as_plain_data_and_read_back(config: BottleneckConfig) -> None:
         ("seq_bn[reduction_facto=8]", r"seq_bn: unknown flag 'reduction_facto'; did you mean 'reduction_factor'\?"),
         ("houlsby[zzz=8]", r"houlsby: unknown flag 'zzz'; the flags are adapter_residual_before_ln, bias"),
         ("seq_bn[reduction_factor=eight]", "reduction_factor 'eight' must be a positive number"),
-        ({"kind": "lora"}, "adapter method 'lora' is unknown; the methods are bottleneck"),
+        ({"kind": "loora"}, "adapter method 'loora' is unknown; the methods are bottleneck, lora"),
+        ({"kind": "union"}, "union: members are missing; give at least two configurations"),
+        ("lora|", "'' is unknown"),
+        ("lora|seq_bm[reduction_factor=8]", "'seq_bm"),
+        ("lora[r=0]|seq_bn", r"lora adapter: r 0 must be a whole number from 1"),
+        ("lora[attn_matrices=['q','w']]", r"attn_matrices \('q', 'w'\) must be a list of 'q', 'k', 'v', 'o'"),
+        ({"kind": "union", "members": ["lora", {"kind": "lora", "rank": 3}]}, "lora: unknown flag 'rank'"),
+        ({"kind": "union", "members": ["lora", "seq_bn"]}, "union adapter: 'lora' is not a configuration"),
+        ("lora|seq_bn[0.r=4]", "seq_bn: unknown flag '0.r'"),
         ({"lora_r": 8}, "bottleneck: unknown flag 'lora_r'; the flags are"),
         (3, "3 is not an adapter configuration: give a name"),
         (None, r"None is not an adapter configuration: give a name \(seq_bn, .*\), a config string or a configuration"),
@@ -147,4 +158,26 @@ def test_what_cannot_be_read_is_named_with_a_hint(config: Any, message: str) -> 
 def test_the_table_of_methods_names_what_each_writes() -> None:
     for kind, method in METHODS.items():
         assert method.kind == kind
-        assert write_config(method())["kind"] == kind
+        config = method(members=(LoRAConfig(), BnConfig())) if method is UnionConfig else method()
+        assert write_config(config)["kind"] == kind
+
+
+def test_unions_and_the_flags_of_their_members() -> None:
+    union = read_config("lora[r=4] | seq_bn[reduction_factor={'0': 8, 'default': 4}]")
+    assert union == ConfigUnion(LoRAConfig(r=4), SeqBnConfig(reduction_factor={"0": 8, "default": 4}))
+    assert read_config(union, {"0.r": 2, "1.dropout": 0.1, "0.alpha": 1}) == ConfigUnion(
+        LoRAConfig(r=2, alpha=1), SeqBnConfig(reduction_factor={"0": 8, "default": 4}, dropout=0.1)
+    )
+    for key in ("r", "2.r", "x.r"):
+        with pytest.raises(AdapterError, match=rf"lora\|par_bn: unknown flag '{key}'; .* written 0.flag to 1.flag"):
+            read_config("lora|par_bn", {key: 2})
+    with pytest.raises(AdapterError, match=r"members \(.*\) must be at least two configurations"):
+        ConfigUnion("lora")
+
+
+members = st.one_of(configs, st.builds(LoRAConfig, r=st.integers(1, 9), alpha=st.floats(0, 9), leave_out=st.just([1])))
+
+
+@given(st.recursive(members, lambda inner: st.lists(inner, min_size=2, max_size=3).map(lambda m: ConfigUnion(*m))))
+def test_unions_of_unions_are_written_and_read_back(config: Any) -> None:
+    assert read_config(json.loads(json.dumps(write_config(config)))) == config

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from graftwork.compose.grammar import parse
 from graftwork.compose.tree import Composition, Fuse, fusions, leaves, show
-from graftwork.core.adapter import Adapter
+from graftwork.core.adapter import Adapter, MethodConfig
 from graftwork.core.backbone import Backbone
 from graftwork.core.fusion import Fusion, FusionConfig
 from graftwork.core.heads import Head, HeadConfig
 from graftwork.core.heads_custom import CustomHead, Factory
 from graftwork.core.heads_table import build_head
-from graftwork.core.kinds import MethodConfig
 from graftwork.core.site import Site
 from graftwork.errors import AdapterError
 

@@ -1,27 +1,26 @@
 """The explicit table of methods, the named configurations, and the config strings people write.
 
     seq_bn[reduction_factor=8,non_linearity=gelu]      a named configuration with some flags changed
+    lora[r=4]|seq_bn                                   a union: several methods under one name
 
 To add a method: write `core/<method>.py` with a frozen config that builds an adapter for a site, add it to METHODS.
 """
 
-import ast
 import dataclasses
 import difflib
-import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, cast
 
+from graftwork.core.adapter import MethodConfig as MethodConfig
 from graftwork.core.bottleneck import BottleneckConfig
+from graftwork.core.lora import LoRAConfig
+from graftwork.core.strings import flags_of, members, name_of
+from graftwork.core.union import UnionConfig
 from graftwork.errors import AdapterError
 
-# the frozen configurations, one a method; each builds what `core/adapter.py` describes
-MethodConfig: TypeAlias = BottleneckConfig
-
-
-METHODS: dict[str, type[BottleneckConfig]] = {"bottleneck": BottleneckConfig}
-
+# kind -> the frozen configuration of a method; each builds what `core/adapter.py` describes
+METHODS: dict[str, type[Any]] = {config.kind: config for config in (BottleneckConfig, LoRAConfig, UnionConfig)}
 
 def _llm_adapters() -> dict[str, BottleneckConfig]:
     # Hu et al. 2023: the lists of linears, not their flags, are what defines their published runs
@@ -42,7 +41,7 @@ def _llm_adapters() -> dict[str, BottleneckConfig]:
     }
 
 
-NAMED: dict[str, BottleneckConfig] = {
+NAMED: dict[str, MethodConfig] = {
     "seq_bn": BottleneckConfig(original_ln_before=True),
     "double_seq_bn": BottleneckConfig(mh_adapter=True, non_linearity="swish"),
     "par_bn": BottleneckConfig(is_parallel=True, init_weights="mam_adapter", reduction_factor=2, scaling=4.0),
@@ -80,13 +79,25 @@ NAMED: dict[str, BottleneckConfig] = {
         train_norms=True,
     ),
     **_llm_adapters(),
+    "lora": LoRAConfig(),
 }
 
+
 # AdapterHub's spellings: each makes its named configuration, with the given fields changed
+def _spelling(name: str) -> Any:
+    return partial(dataclasses.replace, cast(Any, NAMED[name]))
+
+
 BnConfig = BottleneckConfig
-SeqBnConfig = partial(dataclasses.replace, NAMED["seq_bn"])
-DoubleSeqBnConfig = partial(dataclasses.replace, NAMED["double_seq_bn"])
-ParBnConfig = partial(dataclasses.replace, NAMED["par_bn"])
+SeqBnConfig = _spelling("seq_bn")
+DoubleSeqBnConfig = _spelling("double_seq_bn")
+ParBnConfig = _spelling("par_bn")
+
+
+def ConfigUnion(*configs: str | Mapping[str, Any] | MethodConfig) -> UnionConfig:
+    """AdapterHub's spelling of a union of configurations, each given in any form. Raises AdapterError."""
+    return UnionConfig(members=tuple(read_config(config) for config in configs))
+
 
 ALIASES = {
     "pfeiffer": "seq_bn",
@@ -96,8 +107,6 @@ ALIASES = {
     "pfeiffer+inv": "seq_bn_inv",
     "houlsby+inv": "double_seq_bn_inv",
 }
-
-_STRING = re.compile(r"\s*([A-Za-z0-9_+]+)\s*(?:\[(.*)\])?\s*", re.DOTALL)
 
 
 class AdapterConfig:
@@ -114,17 +123,24 @@ def read_config(
 ) -> MethodConfig:
     """A configuration from a name, a config string, a mapping as `write_config` makes it, or a configuration.
 
-    Raises AdapterError naming what is unknown and what is near it.
+    overrides change fields; those of a union's members are written `<index>.<field>`. Raises AdapterError naming
+    what is unknown and what is near it.
     """
     overrides = dict(overrides or {})
     if isinstance(config, str):
+        texts = members(config)
+        if len(texts) > 1:
+            return _changed(UnionConfig(members=tuple(_from_string(text, {}) for text in texts)), overrides, config)
         return _from_string(config, overrides)
     if isinstance(config, Mapping):
-        fields = {**config, **overrides}
+        fields = {key: _read(value) for key, value in config.items()}
         kind = str(fields.pop("kind", "bottleneck"))
         if kind not in METHODS:
             raise AdapterError(f"adapter method {kind!r} is unknown; the methods are {', '.join(METHODS)}")
-        return _changed(METHODS[kind](), fields, kind)
+        _check_known(METHODS[kind], fields, kind)
+        if METHODS[kind] is UnionConfig and "members" not in fields:
+            raise AdapterError("union: members are missing; give at least two configurations")
+        return _changed(METHODS[kind](**fields), overrides, kind)
     if isinstance(config, tuple(METHODS.values())):
         return _changed(config, overrides, config.kind)
     raise AdapterError(
@@ -134,67 +150,71 @@ def read_config(
 
 
 def is_named(text: str) -> bool:
-    """Whether a text is a named configuration, an alias, or one of them with flags."""
-    match = _STRING.fullmatch(text)
-    return match is not None and ALIASES.get(match.group(1), match.group(1)) in NAMED
+    """Whether a text is a named configuration, an alias, one of them with flags, or a union of such."""
+    names = [name_of(part) for part in members(text)]
+    return all(name is not None and ALIASES.get(name, name) in NAMED for name in names)
 
 
 def write_config(config: MethodConfig) -> dict[str, Any]:
     """Plain data with every default written out; `read_config` reads it back."""
-    fields = dataclasses.asdict(config)
-    return {"kind": config.kind, **{key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}}
+    fields = dataclasses.fields(cast(Any, config))
+    return {"kind": config.kind, **{field.name: _plain(getattr(config, field.name)) for field in fields}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return dict(value)
+    return write_config(cast(MethodConfig, value)) if isinstance(value, tuple(METHODS.values())) else value
+
+
+def _read(value: Any) -> Any:
+    """A field as `write_config` wrote it: a mapping with a kind is a configuration."""
+    if isinstance(value, list | tuple):
+        return tuple(_read(item) for item in value)
+    return read_config(value) if isinstance(value, Mapping) and "kind" in value else value
 
 
 def _from_string(text: str, overrides: dict[str, Any]) -> MethodConfig:
-    match = _STRING.fullmatch(text)
-    name = match.group(1) if match else text
-    named = NAMED.get(ALIASES.get(name, name))
-    if match is None or named is None:
-        near = difflib.get_close_matches(name, [*NAMED, *ALIASES], n=1)
+    name = name_of(text)
+    named = NAMED.get(ALIASES.get(str(name), str(name)))
+    if name is None or named is None:
+        near = difflib.get_close_matches(name or text, [*NAMED, *ALIASES], n=1)
         raise AdapterError(
             f"adapter configuration {text!r} is unknown{f', did you mean {near[0]!r}?' if near else ''}; there are "
-            f"{', '.join(NAMED)} (aliases {', '.join(ALIASES)}), with flags as in 'seq_bn[reduction_factor=8]'"
+            f"{', '.join(NAMED)} (aliases {', '.join(ALIASES)}), with flags as in 'seq_bn[reduction_factor=8]', and "
+            "unions as in 'lora|seq_bn'"
         )
-    return _changed(named, {**_flags(match.group(2) or "", text), **overrides}, name)
+    return _changed(named, {**flags_of(text), **overrides}, name)
 
 
-def _flags(text: str, whole: str) -> dict[str, Any]:
-    flags: dict[str, Any] = {}
-    for part in _parts(text) if text.strip() else ():
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip() or key.strip() in flags:
-            raise AdapterError(f"cannot read {part.strip()!r} in {whole!r}: write each flag once, as key=value")
-        flags[key.strip()] = _value(value.strip())
-    return flags
+def _changed(config: MethodConfig, fields: Mapping[str, Any], name: str) -> MethodConfig:
+    if isinstance(config, UnionConfig):
+        return _changed_members(config, fields, name)
+    _check_known(type(config), fields, name)
+    return cast(MethodConfig, dataclasses.replace(cast(Any, config), **fields))
 
 
-def _parts(text: str) -> list[str]:
-    """Cut at commas; one inside brackets belongs to the value: leave_out=[0,1], reduction_factor={'0': 8, '1': 4}."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "[({") - (character in "])}")
-        if character == "," and not depth:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
+def _changed_members(config: UnionConfig, fields: Mapping[str, Any], name: str) -> UnionConfig:
+    """A union with fields of its members changed, each written `<index>.<field>`."""
+    changes: list[dict[str, Any]] = [{} for _ in config.members]
+    for key, value in fields.items():
+        index, _, flag = key.partition(".")
+        if not index.isdecimal() or int(index) >= len(changes):
+            raise AdapterError(
+                f"{name}: unknown flag {key!r}; a union's flags are those of its members, written 0.flag to "
+                f"{len(changes) - 1}.flag"
+            )
+        changes[int(index)][flag] = value
+    pairs = zip(config.members, changes, strict=True)
+    return UnionConfig(members=tuple(_changed(member, change, name) for member, change in pairs))
 
 
-def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _changed(config: BottleneckConfig, fields: Mapping[str, Any], name: str) -> MethodConfig:
+def _check_known(config: type[Any], fields: Mapping[str, Any], name: str) -> None:
     known = {field.name for field in dataclasses.fields(config)}
     for key in fields:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; the flags are {', '.join(sorted(known))}"
             raise AdapterError(f"{name}: unknown flag {key!r}{hint}")
-    return dataclasses.replace(config, **fields)
