@@ -22,6 +22,7 @@ from graftwork.errors import AdapterError
 # kind -> the frozen configuration of a method; each builds what `core/adapter.py` describes
 METHODS: dict[str, type[Any]] = {config.kind: config for config in (BottleneckConfig, LoRAConfig, UnionConfig)}
 
+
 def _llm_adapters() -> dict[str, BottleneckConfig]:
     # Hu et al. 2023: the lists of linears, not their flags, are what defines their published runs
     def series(*linears: str, parallel: bool = False) -> BottleneckConfig:
