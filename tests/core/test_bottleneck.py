@@ -59,6 +59,8 @@ FORMS: dict[str, Form] = {
     "seq_bn[scaling=learned]": lambda a, h, r, ln: ln(h + up(a, ln(h + r), a.scale) + r),
     "seq_bn[scaling=channel,non_linearity=gelu]": lambda a, h, r, ln: ln(h + up(a, ln(h + r), a.scale) + r),
     ADAPTER_PLUS: lambda a, h, r, ln: ln(h + r) + up(a, ln(h + r), a.scale),
+    "adapter_plus[reduction_factor=4]": lambda a, h, r, ln: ln(h + r) + up(a, ln(h + r), a.scale),
+    "bapna_firat": lambda a, h, r, ln: ln(h + r) + up(a, own_norm(a.norm_before, ln(h + r))),
     "seq_bn[original_ln_after=False]": lambda a, h, r, ln: h + up(a, ln(h + r)),
     "double_seq_bn[original_ln_after=False]": lambda a, h, r, ln: h + up(a, h),
     "seq_bn[residual_before_ln=False]": lambda a, h, r, ln: ln(ln(h + r) + up(a, ln(h + r)) + r),
@@ -161,7 +163,7 @@ def test_what_others_wrote_before_is_read_and_carried() -> None:
 # -- neutral at birth, sizes and places --
 
 
-@pytest.mark.parametrize("config", ["seq_bn", "double_seq_bn", "par_bn", ADAPTER_PLUS])
+@pytest.mark.parametrize("config", ["seq_bn", "double_seq_bn", "par_bn", ADAPTER_PLUS, "adapter_plus", "bapna_firat"])
 @pytest.mark.parametrize("family", tiny.MAKERS)
 def test_with_up_at_zero_the_model_is_the_base_to_the_last_bit(family: str, config: str) -> None:
     rig = Rig(family, {"a": config})
@@ -379,3 +381,132 @@ def test_activations_by_name() -> None:
     torch.testing.assert_close(activation("Tanh")(x), torch.tanh(x))
     for name in ACTIVATIONS:
         assert activation(name)(x).shape == x.shape
+
+
+# -- further places: linears, what they read, sandwich norms --
+
+
+def at(config: str, site: Site) -> Bottleneck | None:
+    module = read_config(config).build(site)
+    if module is not None:
+        module.double()
+        randomise(module.parameters())
+    return module  # type: ignore[return-value]
+
+
+def plain(module: Bottleneck, x: Tensor) -> Tensor:
+    """up(tanh(down(x))) without biases."""
+    assert module.down.bias is None
+    assert module.up.bias is None
+    return torch.tanh(x @ module.down.weight.T) @ module.up.weight.T
+
+
+UP, DOWN = Site(5, "", 0, 0, "ffn.up", 40, 16), Site(6, "", 0, 0, "ffn.down", 16, 40)
+UP_INPUT, GATE_INPUT = Site(7, "", 0, 0, "ffn.up.input", 16, 16), Site(8, "", 0, 0, "ffn.gate.input", 16, 16)
+
+
+def test_series_adapters_of_llm_adapters() -> None:
+    """x + A(x) into gate and up, each its own; y + A(y) out of down."""
+    x = torch.randn(2, 3, 16, dtype=torch.float64)
+    modules = [at("llm_series", site) for site in (UP_INPUT, GATE_INPUT)]
+    for module in modules:
+        assert module is not None
+        assert module.down.weight.shape == (256, 16)
+        change = module(Reading(x, x, None), NO_DELTA)
+        assert change.after is None
+        torch.testing.assert_close(change.before, plain(module, x))
+    assert modules[0] is not modules[1]
+    assert not any(at("llm_series", site) for site in (UP, DOWN, Site(0, "", 0, 0, "ffn", 16)))
+    module, y, before = at("llm_series_down", DOWN), torch.randn_like(x), torch.randn_like(x)
+    assert module is not None
+    reading = Reading(y, torch.randn(2, 3, 40, dtype=torch.float64), None)
+    torch.testing.assert_close(module(reading, Delta(before)).before, plain(module, y + before))
+
+
+def test_parallel_adapters_of_llm_adapters() -> None:
+    """From a linear's input to its output, which are of different widths."""
+    for site in (UP, DOWN):
+        module = at("llm_parallel", site)
+        assert module is not None
+        assert module.down.weight.shape == (256, site.inputs)
+        assert module.up.weight.shape == (site.width, 256)
+        x, y, before = (torch.randn(2, 3, w, dtype=torch.float64) for w in (site.inputs, site.width, site.width))
+        reading = Reading(y, x, None)
+        torch.testing.assert_close(module(reading, Delta(before)).before, plain(module, x))
+        torch.testing.assert_close(module.read(reading, Delta(before)), y + before)  # for the query of a fusion
+    assert at("llm_parallel[use_gating=True,ln_before=True]", UP).gate.weight.shape == (1, 16)  # type: ignore[union-attr]
+
+
+def test_published_sizes_of_llm_adapters() -> None:
+    """LLaMA-7B: 32 layers, 4096 wide, 11008 inside."""
+
+    def count(config: str, sites: list[Site]) -> int:
+        modules = [read_config(config).build(site) for site in sites]
+        return 32 * sum(p.numel() for module in modules if module for p in module.parameters())
+
+    down, up = Site(0, "", 0, 0, "ffn.down", 4096, 11008), Site(1, "", 0, 0, "ffn.up", 11008, 4096)
+    inputs = [Site(2, "", 0, 0, f"ffn.{part}.input", 4096, 4096) for part in ("up", "gate")]
+    assert count("llm_series_down", [down, up, *inputs]) == 67_108_864  # 32 · 2 · 4096 · 256
+    assert count("llm_series", [down, up, *inputs]) == 2 * 67_108_864
+    assert count("llm_parallel", [down, up, *inputs]) == 32 * 2 * 256 * (4096 + 11008)
+
+
+def test_bapna_firat_is_a_norm_of_its_own_first_on_the_stream() -> None:
+    h, r = torch.randn(2, 2, 3, 16, dtype=torch.float64)
+    ln = nn.LayerNorm(16, dtype=torch.float64)
+    module = at("bapna_firat", Site(0, "decoder", 0, 0, "ffn", 16))
+    assert module is not None
+    z = ln(h + r)
+    change = module(Reading(h, r, ln), NO_DELTA)
+    assert change.before is None
+    torch.testing.assert_close(z + change.after, z + up(module, own_norm(module.norm_before, z)))
+    z = h + r
+    change = module(Reading(h, r, None), NO_DELTA)
+    torch.testing.assert_close(h + change.before + r, z + up(module, own_norm(module.norm_before, z)))
+
+
+def test_a_norm_on_the_branch_lies_between_what_is_written_and_the_stream() -> None:
+    """Gemma: r + inner(h₀ + Δ); what is read as the stream, and what is written after, has passed it."""
+    generator = torch.Generator().manual_seed(4)
+    h, r, before = (torch.randn(2, 3, 16, generator=generator, dtype=torch.float64) for _ in range(3))
+    inner = nn.LayerNorm(16, dtype=torch.float64)
+    randomise(inner.parameters())
+    reading, delta, site = Reading(h, r, None, inner), Delta(before), Site(0, "", 0, 0, "ffn", 16)
+
+    def stream(change: Delta) -> Tensor:
+        total = inner(h + before + (0 if change.before is None else change.before)) + r
+        return total if change.after is None else total + change.after
+
+    z = inner(h + before) + r
+    for config, expected in {
+        "seq_bn[reduction_factor=2]": lambda a: inner(h + before + up(a, z)) + r,
+        "double_seq_bn[reduction_factor=2]": lambda a: inner(h + before + up(a, h + before)) + r,
+        "par_bn": lambda a: inner(h + before + up(a, r, 4.0)) + r,
+        "adapter_plus[reduction_factor=2,stochastic_depth=0]": lambda a: z + up(a, z, a.scale),
+        "seq_bn[residual_before_ln=post_add]": lambda a: inner(z + up(a, z)) + r,
+    }.items():
+        module = at(config, site)
+        assert module is not None
+        torch.testing.assert_close(stream(module(reading, delta)), expected(module))
+
+
+def test_a_width_of_its_own_goes_before_the_factor() -> None:
+    module = at("seq_bn[bottleneck_size=5]", Site(0, "", 0, 0, "ffn", 16))
+    assert module is not None
+    assert module.down.weight.shape == (5, 16)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"linears": ["ffn.upp"]}, r"linears \('ffn.upp',\) must be a list of attn.query, .*ffn.down, each with"),
+        ({"linears": "ffn.up"}, "linears 'ffn.up' must be a list of"),
+        ({"linears": ["ffn.up"], "original_ln_before": True}, "original_ln_before has no meaning for linears"),
+        ({"bottleneck_size": 0}, "bottleneck_size 0 must be a positive whole number, or none"),
+        ({"bias": None}, "bias None must be true or false"),
+        ({"train_norms": True, "original_ln_after": False}, "train_norms needs original_ln_after"),
+    ],
+)
+def test_further_choices_without_a_meaning_are_refused(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(AdapterError, match=message):
+        BottleneckConfig(**choices)
