@@ -137,6 +137,11 @@ def test_every_flag_of_the_bottleneck_can_be_written() -> None:
     assert override(reading(SMALL), {"adapter": flags}, check_files=False).adapter.overrides() == flags
 
 
+def test_options_of_other_methods_stand_under_options() -> None:
+    section = reading(small(adapter="{variant: lora, leave_out: [1], options: {r: 16, attn_matrices: [q, v]}}")).adapter
+    assert section.overrides() == {"leave_out": [1], "r": 16, "attn_matrices": ["q", "v"]}
+
+
 def test_a_reduction_factor_for_each_layer() -> None:
     section = reading(small(adapter="{reduction_factor: {0: 8, 11: 2.5, default: 16}}")).adapter
     assert section.overrides() == {"reduction_factor": {"0": 8, "11": 2.5, "default": 16}}

@@ -59,7 +59,7 @@ def _model(name: str, method: str | None) -> dict[str, Any]:
         "layers": backbone.layers,
         "width": width,
         "parameters": base,
-        "sites": sorted({site.kind for site in backbone.sites}),
+        "sites": sorted({site.kind for site in backbone.sites if site.place == "sublayer"}),
         "methods": fitting,
         "fusions": [
             {"fusion": name, "parameters": count, "share": 100 * count / base}

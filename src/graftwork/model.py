@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from graftwork.compose.answer import head_of
-from graftwork.compose.forward import Asks, forward
+from graftwork.compose.forward import Asks, forward, headless
 from graftwork.compose.grammar import as_composition, as_fuse
 from graftwork.compose.inputs import for_heads, shape_of
 from graftwork.compose.parts import Parts
@@ -218,8 +218,7 @@ class AdapterModel(nn.Module):
         tree = as_composition(setup)
         self.parts.check(tree)
         self._active = tree
-        named = top(tree)
-        if named in self.parts.head_configs:
+        if (named := top(tree)) in self.parts.head_configs:
             self._active_head = named
 
     @property
@@ -298,14 +297,13 @@ class AdapterModel(nn.Module):
         given = {key: value for key, value in tensors.items() if value is not None}
         shape = shape_of(given)
         plan = self._plan(shape.per_row(adapters), shape.per_row(head), shape.rows)
-        options = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        _check_extra(extra or {}, {*tensors, *options}, repeated=plan.sources is not None)
-        wanted = {key: value for key, value in options.items() if value is not None} | dict(extra or {})
+        wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        _check_extra(extra or {}, {*tensors, *wanted}, repeated=plan.sources is not None)
+        wanted = {key: value for key, value in wanted.items() if value is not None} | dict(extra or {})
         if plan.heads is None:
             by_head = ["labels by head"] if isinstance(labels, Mapping) else []
             self.backbone.check_inputs([*given, *wanted, *by_head], trunk_only=False)
-            with self.backbone.runtime.running(plan.route):
-                return self.base(**plan.repeat(given), **wanted)
+            return headless(self.backbone, plan, plan.repeat(given), wanted)
         inputs = plan.repeat(for_heads(given, shape))
         return forward(self.backbone, self.parts, plan, inputs, wanted, Asks(labels, shape.choices, self.training))
 
@@ -336,12 +334,18 @@ class AdapterModel(nn.Module):
         plan = self._plan(adapters, NO_HEAD if itself else head, given.shape[0])
         if plan.sources is not None:
             raise AdapterError("generate cannot repeat rows for Parallel; call it once per branch")
+        if plan.prompted:
+            raise AdapterError("generate cannot put prompts in front of every step; use prefix tuning, which can")
         names = sorted(set(plan.heads or ()))
         if len(names) > 1:
             raise AdapterError(
                 f"generate speaks by one head, and these rows have {', '.join(names)}; ask for them apart"
             )
-        made = speaker(self.backbone, self.parts.head(names[0])) if names else self.base
+        made = (
+            speaker(self.backbone, self.parts.head(names[0]), plan.undoing(self.backbone.embedded))
+            if names
+            else self.base
+        )
         with self.backbone.runtime.running(plan.route):
             return made.generate(inputs, **options)
 

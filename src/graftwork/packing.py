@@ -47,11 +47,11 @@ def pack(parts: Parts, backbone: Backbone, name: str, with_head: bool, provenanc
     if name in parts.adapter_configs:
         tensors |= _named("adapter", parts.tensors("adapters", name))
         fields |= {"role": provenance.role, "method": write_config(parts.adapter_configs[name])}
-        fields |= {"sites": tuple(parts.modules_of("adapters", name))}
+        fields |= {"sites": parts.sites_of("adapters", name)}
     elif name in parts.fusion_records:
         tensors |= _named("fusion", parts.tensors("fusions", name))
         fields |= {"role": "fusion", "fusion": _fusion_spec(parts, backbone, name)}
-        fields |= {"sites": tuple(parts.modules_of("fusions", name))}
+        fields |= {"sites": parts.sites_of("fusions", name)}
     elif name in parts.head_configs:
         fields |= {"role": "head"}
         with_head = True
@@ -226,7 +226,7 @@ def as_written(manifest: Manifest) -> Fuse:
 def _check_sites(manifest: Manifest, parts: Parts, table: str, name: str) -> None:
     if table == "heads":
         return
-    built = set(parts.modules_of(table, name))
+    built = set(parts.sites_of(table, name))
     listed = set(manifest.sites)
     if built != listed:
         raise PackageError(

@@ -6,15 +6,14 @@
 
 The annotations below are the schema. Paths that are read (data files, a model folder) belong to the recipe's folder;
 `output` belongs to the folder one works in. Reading a recipe writes nothing. Knows no tensors, no models and no rows:
-whether a config string or a metric exists is asked further up.
-"""
+whether a config string or a metric exists is asked further up."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from graftwork.errors import RecipeError
 from graftwork.schema.conflicts import SPLITS, conflicts, missing_files
@@ -77,20 +76,21 @@ class AdapterSection(_Section):
     mh_adapter: Flag | None = None
     output_adapter: Flag | None = None
     cross_adapter: Flag | None = None
+    options: dict[str, JsonValue] | None = None  # of other methods: lora has r, alpha, …
     composition: Literal["stack", "fuse"] | None = None
     language_adapter: Reference | None = None  # stack: lies below, stays frozen
     task_adapter: Reference | None = None  # stack: where training starts; null = a new adapter
     members: tuple[Reference, ...] | None = None  # fuse
 
     def overrides(self) -> dict[str, Any]:
-        """The bottleneck flags that the recipe sets, for the variant to take over."""
-        return self.model_dump(mode="json", include=set(ADAPTER_FLAGS), exclude_none=True)
+        """The flags and options that the recipe sets, for the variant to take over."""
+        return self.model_dump(mode="json", include=set(ADAPTER_FLAGS), exclude_none=True) | (self.options or {})
 
 
 ADAPTER_FLAGS = tuple(
     key
     for key in AdapterSection.model_fields
-    if key not in ("variant", "composition", "language_adapter", "task_adapter", "members")
+    if key not in ("variant", "options", "composition", "language_adapter", "task_adapter", "members")
 )
 
 

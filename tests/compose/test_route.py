@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graftwork.compose.grammar import parse
-from graftwork.compose.route import Lane, lanes_of, lanes_of_rows, route, runs_of
+from graftwork.compose.lower import Lane, lanes_of, lanes_of_rows, runs_of
+from graftwork.compose.route import route
 from graftwork.compose.tree import Average, BatchSplit, Composition, Fuse, Parallel, Split, Stack, fusions, has, leaves
 from graftwork.core.site import NO_DELTA, Delta, Reading
 from graftwork.errors import CompositionError

@@ -11,6 +11,7 @@ DRAWERS = {"utils", "util", "helpers", "helper", "common", "base", "misc", "mana
 
 # "file:function" that takes **keywords -> why it must
 TAKES_KEYWORDS: dict[str, str] = {
+    "graftwork.core.attention:_attend": "what an attention function of transformers gets is its interface's affair",
     "graftwork.core.backbone:load_model": "options of transformers' from_pretrained, which transformers checks",
     "graftwork.core.kinds:load": "AdapterHub's AdapterConfig.load(name, reduction_factor=8); every key is checked",
     "graftwork.model:add_custom_head": "arguments of the user's own factory of heads, which checks them",

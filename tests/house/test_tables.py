@@ -73,7 +73,7 @@ def test_bottleneck_flags_and_defaults() -> None:
     plain = {field.name: field.default for field in dataclasses.fields(BottleneckConfig)}
     real = {name: json.dumps(list(value) if isinstance(value, tuple) else value) for name, value in plain.items()}
     assert stated("adapters.md", "### Flags") == real
-    assert {*ADAPTER_FLAGS} <= {*real}  # the others are written in the variant: compacter[phm_dim=2]
+    assert {*ADAPTER_FLAGS} <= {*real}  # the others are written under `options`
 
 
 def changes(config: BottleneckConfig) -> dict[str, str]:

@@ -81,10 +81,11 @@ class Folded:
         )
 
 
-def fold(tree: Composition, site: int, modules: Modules, *, normed: bool) -> Folded | None:
+def fold(tree: Composition, site: int, modules: Modules, *, normed: bool | None) -> Folded | None:
     """Compile a composition at one site for inference; None where none of it has a module there.
 
-    normed: whether a norm follows the residual add at the site (post-LN). Raises RoutingError for blocks that route.
+    normed: whether a norm follows the residual add at the site (post-LN); None for sites of another kind, which the
+    reference runs. Raises RoutingError for blocks that route.
     """
     if bind(tree, site, modules) is None:
         return None
@@ -115,9 +116,10 @@ def multiplications(tree: Composition, site: int, modules: Modules) -> int:
     inner = sum(multiplications(child, site, modules) for child in children)
     if not isinstance(tree, Fuse):
         return inner
-    fusion = cast(Fusion, modules.fusion(tree.name, site))
-    count = len(children)
-    width = next(m.up.out_features for m in _members(tree, site, modules).values() if isinstance(m, Bottleneck))
+    fusion = modules.fusion(tree.name, site)
+    if fusion is None:
+        return inner
+    count, width = len(children), fusion.width
     squares = (fusion.query is not None) + count * (fusion.key is not None)
     squares += (count if fusion.config.value_before_softmax else 1) * (fusion.value is not None)
     return inner + squares * width * width + 2 * count * width
@@ -147,7 +149,7 @@ def _held(member: nn.Module) -> Iterator[tuple[dict[str, nn.Parameter | None], s
 class _Folding:
     """One composition at one site: what was folded, what was not."""
 
-    def __init__(self, site: int, modules: Modules, normed: bool) -> None:
+    def __init__(self, site: int, modules: Modules, normed: bool | None) -> None:
         self.site = site
         self.modules = modules
         self.normed = normed
@@ -160,8 +162,12 @@ class _Folding:
         """The tree as one wide bottleneck; else its members apart, or the reference."""
         if bind(tree, self.site, self.modules) is None:
             return None
+        if self.normed is None:
+            self.kept.append(Kept(show(tree), "only sub-layer sites with a plain residual add fold"))
+            self.multiplications += multiplications(tree, self.site, self.modules)
+            return bind(tree, self.site, self.modules)
         try:
-            wide = self.wide(tree)
+            wide = self.wide(tree, self.normed)
         except Unfoldable as reason:
             self.kept.append(Kept(show(tree), str(reason)))
             if isinstance(tree, Stack):
@@ -173,7 +179,7 @@ class _Folding:
         self.wides.append((show(tree), wide))
         return wide
 
-    def wide(self, tree: Composition) -> Wide | Plain:
+    def wide(self, tree: Composition, normed: bool) -> Wide | Plain:
         """The tree as one wide bottleneck. Raises Unfoldable."""
         members = _members(tree, self.site, self.modules)
         for name, module in members.items():
@@ -185,7 +191,7 @@ class _Folding:
             raise Unfoldable(f"its members have different dtypes: {dtypes}")
         up = next(module.up.weight.detach() for module in members.values() if isinstance(module, Bottleneck))
         device = "meta" if any(weight.is_meta for weight in weights) else "cpu"
-        formula = Formula(torch.zeros(len(up), dtype=torch.float64, device=device), self.normed)
+        formula = Formula(torch.zeros(len(up), dtype=torch.float64, device=device), normed)
         node = bind(tree, self.site, Symbolic(formula, self.modules))
         assert node is not None  # the reference has one
         before, after = formula.of(node)

@@ -5,6 +5,7 @@ Knows a backbone, its parts and a plan; not how a call names adapters and heads.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +30,13 @@ class Asks:
     training: bool
 
 
+def headless(backbone: Backbone, plan: Plan, inputs: dict[str, Tensor], options: Mapping[str, Any]) -> Any:
+    """The base's own output, (rows, ...), under a plan without heads."""
+    ready = plan.lengthen(inputs)
+    with backbone.runtime.running(plan.route, ready.get("attention_mask")):
+        return backbone.model(**ready, **options)
+
+
 def forward(
     backbone: Backbone,
     parts: Parts,
@@ -49,10 +57,18 @@ def forward(
     ends = ends_of(ready, backbone.config) if any(config.pooling == "eos" for config in configs) else None
     starts = ready.pop("word_starts", None)
     backbone.check_inputs([*ready, *options], trunk_only=True)
-    with backbone.runtime.running(plan.route):
+    if isinstance(labels, Tensor):
+        ready = plan.lengthen({**ready, "labels": labels})
+        labels = ready.pop("labels")
+    else:
+        ready = plan.lengthen(ready)
+    with backbone.runtime.running(plan.route, ready.get("attention_mask")):
         output, mask = backbone.run_trunk(ready, options)
     beside = Beside(output.get("pooler_output"), ends, starts, asks.choices)
-    result = answer(heads, parts.head, output[0], mask, labels, beside)
+    inverse_of = None
+    if plan.route is not None and backbone.embedded is not None:
+        inverse_of = partial(plan.route.inverse_of, backbone.embedded)
+    result = answer(heads, parts.head, output[0], mask, labels, beside, inverse_of)
     for key in ("hidden_states", "attentions"):
         if output.get(key) is not None:
             result[key] = output[key]

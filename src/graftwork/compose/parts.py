@@ -22,6 +22,8 @@ from graftwork.core.heads_table import build_head
 from graftwork.core.site import Site
 from graftwork.errors import AdapterError
 
+SHARED = "shared"  # where the parameters are that all sites of one adapter have in common
+
 
 def _key(name: str) -> str:
     return "=" + name.replace("%", "%25").replace(".", "%2E")
@@ -58,17 +60,22 @@ class Parts(nn.Module):
     def add_adapter(self, name: str, config: MethodConfig, backbone: Backbone) -> None:
         """Build an adapter at every site that its configuration wants. Raises AdapterError when there is none."""
         modules: dict[Site, nn.Module] = {}
+        shared = config.share(backbone.sites)
         for site in backbone.sites:
-            module = config.build(site)
+            module = config.build(site, backbone.ground(site, shared))
             if module is not None:
                 modules[site] = _placed(module, backbone, site)
         if not modules:
-            kinds = sorted({site.kind for site in backbone.sites})
+            kinds = ", ".join(dict.fromkeys(site.kind for site in backbone.sites))
             raise AdapterError(
-                f"adapter {name!r} would have no module at all: the model has sites of kind {', '.join(kinds)} in "
+                f"adapter {name!r} would have no module at all: the model has sites of kind {kinds} in "
                 f"{backbone.layers} layers, and the configuration leaves out {list(config.leave_out)}"
             )
-        self._store("adapters", name, modules)
+        if shared is not None:
+            _placed(shared, backbone, next(iter(modules)))
+        for site in modules:
+            backbone.open(site)
+        self._store("adapters", name, modules, shared)
         self.adapter_configs[name] = config
 
     def add_fusion(self, tree: Fuse, config: FusionConfig, backbone: Backbone) -> None:
@@ -77,6 +84,8 @@ class Parts(nn.Module):
             self.need_adapter(member)
         modules: dict[Site, nn.Module] = {}
         for site in backbone.sites:
+            if site.place in ("kv", "prompt"):
+                continue  # what lengthens is not attended to: `compose/lengthen.py`
             if all(any(self.adapter(n, site.index) for n in leaves(child)) for child in tree.children):
                 modules[site] = _placed(Fusion(site.width, config), backbone, site)
         if not modules:
@@ -94,12 +103,12 @@ class Parts(nn.Module):
             head = build_head(config, width, backbone.model.get_input_embeddings, self.custom_heads)
         else:
             head = CustomHead(module, config)
-        self._store("heads", name, {None: _placed(head, backbone, backbone.sites[-1])})
+        self._store("heads", name, {None: _placed(head, backbone, backbone.last)})
         self.head_configs[name] = config
 
-    def _store(self, table: str, name: str, modules: Mapping[Any, nn.Module]) -> None:
+    def _store(self, table: str, name: str, modules: Mapping[Any, nn.Module], shared: nn.Module | None = None) -> None:
         self.remove(table, name)
-        own = nn.ModuleDict()
+        own = nn.ModuleDict() if shared is None else nn.ModuleDict({_key(SHARED): shared})
         for site, module in modules.items():
             own[_key(site.name if site else "head")] = module
             self._sites[table, name, site.index if site else -1] = module
@@ -156,8 +165,14 @@ class Parts(nn.Module):
             if record.tree.children != fuse.children:
                 raise AdapterError(f"fusion {fuse.name!r} was made for {record.composition}, not for {show(fuse)}")
 
+    def sites_of(self, table: str, name: str) -> tuple[str, ...]:
+        """The sites of a part that hold parameters, "shared" among them."""
+        return tuple(
+            site for site, module in self.modules_of(table, name).items() if any(True for _ in module.parameters())
+        )
+
     def modules_of(self, table: str, name: str) -> dict[str, nn.Module]:
-        """Site name -> module of one part ("head" -> module for a head)."""
+        """Site name -> module of one part ("head" -> module for a head; "shared" -> what the sites have in common)."""
         own = cast(nn.ModuleDict, getattr(self, table)[_key(name)])
         return {key[1:].replace("%2E", ".").replace("%25", "%"): module for key, module in own.items()}
 

@@ -6,7 +6,7 @@ removed. A call that needs no gradient may run folded (`execution`): its plan is
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,13 +17,16 @@ from torch import Tensor
 from graftwork.compose.answer import head_of
 from graftwork.compose.fold import Folded, fold
 from graftwork.compose.grammar import as_composition
+from graftwork.compose.inputs import ROWS
+from graftwork.compose.lower import lanes_of, lanes_of_rows
 from graftwork.compose.parts import Parts
 from graftwork.compose.reference import program
-from graftwork.compose.route import BatchRoute, Program, lanes_of, lanes_of_rows, route
+from graftwork.compose.route import BatchRoute, Program, route
 from graftwork.compose.tree import BatchSplit, Composition, Parallel, has, show
 from graftwork.errors import AdapterError, CompositionError
 
 NO_HEAD = "none"
+_IGNORED = -100  # a label that no loss looks at
 EXECUTIONS = ("reference", "folded")
 _KEPT = 256  # plans kept; a plan is a few index tensors
 
@@ -53,6 +56,35 @@ class Plan:
             for key, value in inputs.items()
         }
 
+    @property
+    def prompted(self) -> bool:
+        """Whether rows get longer than what the model is given."""
+        return self.route is not None and self.route.prompt is not None
+
+    def undoing(self, site: int | None) -> Callable[[Tensor], Tensor] | None:
+        """What undoes the change at the embed site, for all rows, or None where there is no such site."""
+        route = self.route
+        return None if route is None or site is None else route.inverse_of(site, range(route.batch))
+
+    def lengthen(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs with mask and labels for rows that prompts make longer.
+
+        Raises AdapterError for positions given by hand.
+        """
+        if self.route is None or not self.prompted:
+            return inputs
+        if "position_ids" in inputs:
+            raise AdapterError("position_ids were given for rows that a prompt makes longer; leave them out")
+        given = inputs[next(key for key in ROWS if key in inputs)]
+        rows, tokens = given.shape[:2]
+        mask = inputs.get("attention_mask")
+        mask = torch.ones(rows, tokens, dtype=torch.long, device=given.device) if mask is None else mask
+        longer = inputs | {"attention_mask": self.route.lengthened(mask, fill=1, pad=0)}
+        labels = inputs.get("labels")
+        if labels is not None and labels.shape[:2] == (rows, tokens):
+            longer["labels"] = self.route.lengthened(labels, fill=_IGNORED, pad=_IGNORED)
+        return longer
+
 
 class Planner:
     """Makes and keeps the plans of one model. `normed`: for every site, whether a norm follows its residual add.
@@ -60,7 +92,7 @@ class Planner:
     execution: "reference", or "folded" for calls outside of training that need no gradient of a part.
     """
 
-    def __init__(self, parts: Parts, normed: Sequence[bool], execution: str = "reference") -> None:
+    def __init__(self, parts: Parts, normed: Sequence[bool | None], execution: str = "reference") -> None:
         self._parts = parts
         self._normed = tuple(normed)
         self.execution = execution

@@ -8,19 +8,21 @@ The oracle of every other executor, and what training uses. A composition bound 
 reading and the change so far, it returns its own change, exactly as an adapter does. What it *says* is that change
 before it is settled into the stream; the two differ only for members whose flags move the stream to where they write.
 Members that have no module at a site are left out of it; routing blocks never arrive here (`route.py` lowers them).
+Prefixes and prompts lengthen instead of changing; `lengthen.py` says what they compose with.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor
 
+from graftwork.compose.lengthen import join
 from graftwork.compose.tree import Average, Composition, Fuse, Stack, leaves, show
-from graftwork.core.adapter import Adapter
+from graftwork.core.adapter import Adapter, Invertible
 from graftwork.core.fusion import Fusion
 from graftwork.core.site import NO_DELTA, Delta, Reading
-from graftwork.errors import RoutingError
+from graftwork.errors import CompositionError, RoutingError
 
 
 class Node(Protocol):
@@ -104,6 +106,28 @@ class _Fuse:
         return self.fusion(query, said, residual)  # type: ignore[no-any-return]
 
 
+def undo(node: Node, hidden: Tensor) -> Tensor | None:
+    """What undoes a node of an embed site, (B, T, D), or None where nothing of it can be or needs to be undone.
+
+    A Stack is undone from its end. Raises CompositionError for a mixture of invertible adapters.
+    """
+    if isinstance(node, _Stack):
+        undone = None
+        for member in reversed(node.members):
+            changed = undo(member, hidden)
+            hidden, undone = (hidden, undone) if changed is None else (changed, changed)
+        return undone
+    if isinstance(node, _Average | _Fuse):
+        mixed = [member for _, member in node.members] if isinstance(node, _Average) else node.members
+        if any(undo(member, hidden) is not None for member in mixed):
+            raise CompositionError(
+                "a mixture of invertible adapters has no exact inverse, which a language-modelling head needs; "
+                "Stack them, or answer with a head of another kind"
+            )
+        return None
+    return node.inverse(hidden) if isinstance(node, Invertible) else None
+
+
 def _in_turn(members: Sequence[Member], reading: Reading, delta: Delta) -> Delta:
     own = NO_DELTA
     for member in members:
@@ -122,6 +146,9 @@ def bind(tree: Composition, site: int, modules: Modules) -> Member | None:
     present = [member for member in members if member is not None]
     if not present:
         return None
+    joined = join(tree, present)
+    if joined is not None:
+        return cast(Member, joined)
     if isinstance(tree, Stack):
         return present[0] if len(present) == 1 else _Stack(present)
     if isinstance(tree, Average):

@@ -1,109 +1,25 @@
-"""Routing: from compositions over rows and tokens to groups that share one program, before the forward starts.
+"""Routing: groups of rows and tokens that share one program, made before the forward starts.
 
-BatchSplit and per-row compositions assign rows, Split assigns tokens, Parallel repeats rows. Each distributes over the
-arithmetic blocks: Stack(l, BatchSplit(a:1, b:1)) is Stack(l, a) on row 0 and Stack(l, b) on row 1. What is left is a
-list of *lanes* (source row, composition without routing over rows), and for each a list of runs of tokens. Sites see
-groups only.
+`lower.py` says which composition each row and token runs; here equal ones become a group, and the groups answer what
+hooks ask: the change at a site, positions in front of keys and values, prompts, what undoes the embeddings' change.
+Sites see groups only.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from graftwork.compose.reference import Node
-from graftwork.compose.tree import Average, BatchSplit, Composition, Parallel, Split, Stack, has, show
-from graftwork.core.site import NO_DELTA, Delta, Reading, Tokens
+from graftwork.compose.lengthen import Prompts, merge_positions, merge_rows
+from graftwork.compose.lower import Lane, runs_of
+from graftwork.compose.reference import Node, undo
+from graftwork.compose.tree import Composition
+from graftwork.core.site import NO_DELTA, Delta, Positions, Reading, Tokens, narrow
 from graftwork.errors import CompositionError
 
 Program: TypeAlias = tuple[Node | None, ...]  # one node or None per site
-Lane: TypeAlias = tuple[int, Composition]  # (source row, what runs on it)
-
-
-def lanes_of(tree: Composition, batch: int) -> list[Lane]:
-    """Lower the row routing of one composition over `batch` rows: branch by branch, in each the rows in order.
-
-    Raises CompositionError where a BatchSplit does not cover the rows.
-    """
-    return _ordered(_branches(tree, batch))
-
-
-def lanes_of_rows(trees: Sequence[Composition]) -> list[Lane]:
-    """Lower the row routing of one composition per row, in the same order. Raises CompositionError as `lanes_of`."""
-    return _ordered([_branches(tree, 1)[0] for tree in trees])
-
-
-def _ordered(branches: Sequence[Sequence[Composition]]) -> list[Lane]:
-    # a row with fewer branches than another is left out of the later ones
-    depth = max(map(len, branches))
-    return [(source, row[at]) for at in range(depth) for source, row in enumerate(branches) if at < len(row)]
-
-
-def _branches(tree: Composition, batch: int) -> list[list[Composition]]:
-    """For each row, the compositions that run on its copies."""
-    if not has(tree, Parallel) and not has(tree, BatchSplit):
-        return [[tree]] * batch
-    if isinstance(tree, BatchSplit):
-        if sum(tree.batch_sizes) != batch:
-            raise CompositionError(f"{tree} covers {sum(tree.batch_sizes)} rows, but the batch has {batch}")
-        parts = zip(tree.children, tree.batch_sizes, strict=True)
-        return [row for child, size in parts for row in _branches(child, size)]
-    assert isinstance(tree, Parallel | Stack | Average)  # the only blocks that may hold routing over rows
-    per_child = [_branches(child, batch) for child in tree.children]
-    rows = list(zip(*per_child, strict=True))  # for each row, one list of branches per child
-    if isinstance(tree, Parallel):
-        return [[branch for child in row for branch in child] for row in rows]
-    return [[_rebuilt(tree, choice) for choice in _broadcast(row)] for row in rows]
-
-
-def _broadcast(row: Sequence[list[Composition]]) -> list[tuple[Composition, ...]]:
-    copies = max(len(child) for child in row)  # at most one child has several: a Stack holds one Parallel
-    return list(zip(*(child * copies if len(child) == 1 else child for child in row), strict=True))
-
-
-def _rebuilt(tree: Stack | Average, children: tuple[Composition, ...]) -> Composition:
-    return Stack(*children) if isinstance(tree, Stack) else Average(*children, weights=tree.weights)
-
-
-def runs_of(tree: Composition) -> list[tuple[int | None, Composition]]:
-    """Lower the token routing: (length, composition without Split); length None means all tokens."""
-    if not has(tree, Split):
-        return [(None, tree)]
-    if isinstance(tree, Split):
-        runs: list[tuple[int | None, Composition]] = []
-        for child, size in zip(tree.children, tree.splits, strict=True):
-            inner = runs_of(child)
-            total = sum(length for length, _ in inner if length is not None)
-            if inner[0][0] is not None and total != size:
-                raise CompositionError(f"{show(child)} covers {total} tokens but stands where {size} are split off")
-            runs += inner if inner[0][0] is not None else [(size, child)]
-        return runs
-    assert isinstance(tree, Stack | Average)  # the only other blocks that may hold a Split
-    per_child = [runs_of(child) for child in tree.children]
-    ends = [_ends(runs) for runs in per_child if runs[0][0] is not None]
-    if len({stops[-1] for stops in ends}) > 1:
-        raise CompositionError(
-            f"{tree}: its Splits cover {sorted({stops[-1] for stops in ends})} tokens, not one number"
-        )
-    cuts = sorted({stop for stops in ends for stop in stops})
-    starts = [0, *cuts[:-1]]
-    return [
-        (stop - start, _rebuilt(tree, tuple(_at(runs, start) for runs in per_child)))
-        for start, stop in zip(starts, cuts, strict=True)
-    ]
-
-
-def _ends(runs: Sequence[tuple[int | None, Composition]]) -> list[int]:
-    return list(accumulate(length for length, _ in runs if length is not None))
-
-
-def _at(runs: Sequence[tuple[int | None, Composition]], token: int) -> Composition:
-    if runs[0][0] is None:
-        return runs[0][1]
-    return next(tree for (_, tree), end in zip(runs, _ends(runs), strict=True) if token < end)
 
 
 @dataclass(frozen=True)
@@ -114,6 +30,11 @@ class Group:
     tokens: Tokens
     program: Program
     _placed: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all rows and all tokens, however many the model makes of them."""
+        return self.rows is None and self.tokens is None
 
     def rows_on(self, device: torch.device, copies: int) -> Tensor | None:
         """The rows on a device, each repeated `copies` times in place (beams, returned sequences), (n·copies,)."""
@@ -128,18 +49,25 @@ class Group:
 
 @dataclass(frozen=True)
 class BatchRoute:
-    """The route of one batch: its groups, and which source row each lane repeats (None: each row once, in order)."""
+    """The route of one batch: its groups, and which source row each lane repeats (None: each row once, in order).
+
+    prompt: the site where rows get longer than what the model is given, or None.
+    """
 
     groups: tuple[Group, ...]
     batch: int
     tokens: int | None
     sources: Tensor | None
+    prompt: int | None = None
 
     def delta(self, site: int, reading: Reading) -> Delta | None:
         """The change at a site, (B, T, D); None where no group has a module."""
         active = [group for group in self.groups if group.program[site] is not None]
         if not active:
             return None
+        node = active[0].program[site]
+        if active[0].whole and node is not None:
+            return node(reading, NO_DELTA)
         copies = self._copies(reading.output.shape[0])
         if self.tokens is not None and reading.output.shape[1] != self.tokens:
             raise CompositionError(
@@ -151,12 +79,87 @@ class BatchRoute:
             node = group.program[site]
             assert node is not None
             rows = group.rows_on(reading.output.device, copies)
-            if rows is None and group.tokens is None:
-                return node(reading, NO_DELTA)
             change = node(reading.narrow(rows, group.tokens), NO_DELTA)
             before = _placed(before, change.before, rows, group.tokens, reading.output)
             after = _placed(after, change.after, rows, group.tokens, reading.output)
         return Delta(before, after)
+
+    def positions(self, site: int, reading: Reading) -> Positions | None:
+        """What is put in front of keys and values at a kv site, or None."""
+        parts: list[tuple[Tensor | None, Positions]] = []
+        for group, node, rows in self._rows(site, reading.output):
+            found = node.positions(reading.narrow(rows, None))
+            if group.whole:
+                return found  # type: ignore[no-any-return]
+            parts.append((rows, found))
+        return merge_positions(parts, reading.output.shape[0]) if parts else None
+
+    def prompted(self, site: int, embeddings: Tensor) -> Tensor | None:
+        """Embeddings with prompts among them, or None."""
+        return self._longer(site, embeddings, lambda node, own: node.put(own))
+
+    def lengthened(self, row: Tensor, fill: int, pad: int) -> Tensor:
+        """A mask or labels (B, T) for rows with prompts: `fill` where these are, `pad` in front of shorter rows."""
+        if self.prompt is None:
+            return row
+        longer = self._longer(self.prompt, row, lambda node, own: node.lengthened(own, fill), pad)
+        return row if longer is None else longer
+
+    def inverse(self, site: int, hidden: Tensor) -> Tensor | None:
+        """What undoes the change at an embed site, on (B, T, D) before the vocabulary, or None."""
+        undone: Tensor | None = None
+        for group, node, rows in self._rows(site, hidden):
+            found = undo(node, narrow(hidden, rows, None))
+            if group.whole or found is None:
+                undone = found if group.whole else undone
+                continue
+            undone = hidden.clone() if undone is None else undone
+            undone[slice(None) if rows is None else rows] = found
+        return undone
+
+    def inverse_of(self, site: int, rows: Sequence[int]) -> Callable[[Tensor], Tensor] | None:
+        """What undoes the change at an embed site for some rows (n,), a function of their hidden states (n, T, D)."""
+        if all(group.program[site] is None for group in self.groups):
+            return None
+        part = self if list(rows) == list(range(self.batch)) else self._some(rows)  # beams follow their row
+
+        def undone(hidden: Tensor) -> Tensor:
+            found = part.inverse(site, hidden)
+            return hidden if found is None else found
+
+        return undone
+
+    def _some(self, rows: Sequence[int]) -> "BatchRoute":
+        place = {row: number for number, row in enumerate(rows)}
+        own: list[Group] = []
+        for group in self.groups:
+            members = None if group.rows is None else [place[row] for row in group.rows.tolist() if row in place]
+            if members is None or members:
+                own.append(replace(group, rows=None if members is None else torch.tensor(members), _placed={}))
+        return BatchRoute(tuple(own), len(rows), self.tokens, None)
+
+    def _longer(self, site: int, rows: Tensor, put: Callable[[Any, Tensor], Tensor], pad: int = 0) -> Tensor | None:
+        parts = []
+        for group, node, own in self._rows(site, rows):
+            longer = put(node, narrow(rows, own, None))
+            if group.whole:
+                return longer
+            parts.append((own, longer))
+        return merge_rows(parts, rows.shape[0], rows, pad) if parts else None
+
+    def _rows(self, site: int, like: Tensor) -> Iterator[tuple[Group, Any, Tensor | None]]:
+        """The groups with a node at a site that belongs to whole rows, and their rows."""
+        for group in self.groups:
+            node = group.program[site]
+            if node is None:
+                continue
+            if group.tokens is not None:
+                raise CompositionError(
+                    "a Split sends the tokens of a row to different adapters, but prefixes, prompts and the inverse of "
+                    "an invertible adapter belong to whole rows; use BatchSplit, or a composition a row"
+                )
+            copies = 1 if group.whole else self._copies(like.shape[0])
+            yield group, node, group.rows_on(like.device, copies)
 
     def _copies(self, rows: int) -> int:
         copies, left = divmod(rows, self.batch)
@@ -207,4 +210,6 @@ def route(
         raise CompositionError(f"the Splits of one batch cover {sorted(tokens)} tokens; its rows are equally long")
     sources = [source for source, _ in lanes or ()]
     same = lanes is None or sources == list(range(batch))
-    return BatchRoute(tuple(groups), count, next(iter(tokens), None), None if same else torch.tensor(sources))
+    nodes = ((site, node) for group in groups for site, node in enumerate(group.program))
+    prompt = next((site for site, node in nodes if isinstance(node, Prompts) or hasattr(node, "put")), None)
+    return BatchRoute(tuple(groups), count, next(iter(tokens), None), None if same else torch.tensor(sources), prompt)

@@ -1,4 +1,4 @@
-"""What every method is made of: a module per site that turns what it reads into a change, and its config.
+"""What every method is made of: a module per site that turns what it reads into a change, and what builds it.
 
     A(reading, Δ) = settle(change(reading, Δ))
 
@@ -108,4 +108,8 @@ class Prompt(Protocol):
 
     def put(self, embeddings: Tensor) -> Tensor:
         """Embeddings with the prompt among them, (B, T, D) -> (B, P + T, D)."""
+        ...
+
+    def lengthened(self, row: Tensor, fill: int) -> Tensor:
+        """A mask or labels (B, T) for the longer rows, (B, P + T), with `fill` where the prompt is."""
         ...

@@ -4,7 +4,8 @@ The module tree, the state dict and the weights of the model stay untouched: hoo
 that changes is `requires_grad`. The one file that loads transformers' models.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
@@ -15,11 +16,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from graftwork.core.families import OF_MODEL_TYPE, Family, LayerStack, Sublayer
+from graftwork.core.adapter import Ground
+from graftwork.core.attention import KvTap
+from graftwork.core.families import OF_MODEL_TYPE, Family
 from graftwork.core.fingerprint import fingerprint
 from graftwork.core.hooks import Runtime, SiteHook
+from graftwork.core.locate import Located, locate
 from graftwork.core.shapes import SHAPES
 from graftwork.core.site import Site
+from graftwork.core.taps import EmbedTap, HeadTap, InputTap, LinearTap, PromptTap, weight_of
 from graftwork.errors import AdapterError, BackboneError
 
 _OPTIONS = ("output_hidden_states", "output_attentions", "output_router_logits")  # reach the layers through **kwargs
@@ -42,29 +47,52 @@ class Backbone:
         self.trunk: nn.Module = model.base_model
         self.family = family or _family_of(model)
         self.runtime = Runtime()
-        self.sites: tuple[Site, ...] = ()
-        self.normed: tuple[bool, ...] = ()  # for every site, whether a norm follows its residual add
-        self._anchors: list[nn.Module] = []
         self._fingerprint: str | None = None
         _check_whole(model)
-        placements = list(_locate(self.trunk, self.family))  # every module found before the first hook is placed
-        width = model.config.get_text_config().hidden_size
-        depths: dict[tuple[str, int], int] = {}
-        for stack, layer, row, modules in placements:
-            depth = depths.setdefault((stack.name, layer), len(depths))
-            self._attach(Site(len(self.sites), stack.name, layer, depth, row.kind, width), row, modules)
+        self._located = locate(self.trunk, self.family, model.config)  # every module found before the first hook
+        self.sites: tuple[Site, ...] = tuple(located.site for located in self._located)
+        self.embedded = next((site.index for site in self.sites if site.place == "embed"), None)
+        self._open: set[int] = set()
+        for located in self._located:
+            if located.site.place == "sublayer":
+                self._attach(located)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
 
-    def _attach(self, site: Site, row: Sublayer, modules: Mapping[str, nn.Module]) -> None:
-        hook = SiteHook(site, self.runtime, modules.get("norm"), row.argument)
+    def _attach(self, located: Located) -> None:
+        hook = SiteHook(located, self.runtime)
+        modules = located.modules
         modules["residual"].register_forward_pre_hook(hook.catch, with_kwargs=True)
         modules["output"].register_forward_hook(hook.change)
         if "norm" in modules:
             modules["norm"].register_forward_hook(hook.finish)
-        self.sites += (site,)
-        self.normed += ("norm" in modules,)
-        self._anchors.append(modules["anchor"])
+        self._open.add(located.site.index)
+
+    def open(self, site: Site) -> None:
+        """Place the hooks of a site that is no sub-layer, when something attaches there; nothing where they are."""
+        if site.index in self._open:
+            return
+        located = self._located[site.index]
+        _TAPS[site.place](located, self.runtime).place()
+        vocabulary = self.model.get_output_embeddings() if site.place == "embed" else None
+        if vocabulary is not None:
+            HeadTap(site.index, self.runtime, vocabulary).place()
+        self._open.add(site.index)
+
+    def ground(self, site: Site, shared: nn.Module | None = None) -> Ground:
+        """What a module at a site may stand on: the frozen weight there, and what its adapter shares."""
+        linear = self._located[site.index].modules.get("linear")
+        columns = self._located[site.index].columns
+        weight = None if linear is None else partial(weight_of, linear, columns)
+        return Ground(weight=weight, shared=shared)
+
+    @property
+    def normed(self) -> tuple[bool | None, ...]:
+        """For every site, whether a norm follows its residual add; None where that is not all there is to it."""
+        return tuple(
+            None if one.site.place != "sublayer" or "inner" in one.modules else "norm" in one.modules
+            for one in self._located
+        )
 
     @property
     def config(self) -> Any:
@@ -83,9 +111,14 @@ class Backbone:
         """How many layers have sites, over all stacks."""
         return 1 + max(site.depth for site in self.sites)
 
+    @property
+    def last(self) -> Site:
+        """The last sub-layer site: what is nearest to the model's output."""
+        return [site for site in self.sites if site.place == "sublayer"][-1]
+
     def placement(self, site: Site) -> tuple[torch.device, torch.dtype]:
         """Device and dtype for an adapter at `site`: those of the weights it sits on (quantised: of the model)."""
-        for module in self._anchors[site.index].modules():
+        for module in self._located[site.index].anchor.modules():
             for parameter in module.parameters(recurse=False):
                 if parameter.is_floating_point() and parameter.element_size() > 1:
                     return _runs_on(module, parameter), parameter.dtype
@@ -159,59 +192,13 @@ def _runs_on(module: nn.Module, parameter: nn.Parameter) -> torch.device:
     return parameter.device if device is None else torch.device(device)
 
 
-def _child(module: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def _locate(trunk: nn.Module, family: Family) -> Iterator[tuple[LayerStack, int, Sublayer, dict[str, nn.Module]]]:
-    """Every site of every layer with its modules, in the forward's order. Raises BackboneError for a wrong path."""
-    found = False
-    for stack in family.stacks:
-        layers = _child(trunk, stack.layers)
-        if layers is None:
-            if stack.optional:
-                continue
-            raise BackboneError(
-                f"the family of {family.model_types} says layers are at {stack.layers!r}, but {type(trunk).__name__} "
-                f"has {_children(trunk)}"
-            )
-        for number, layer in enumerate(layers.children()):
-            for row in stack.sites:
-                modules = _modules(layer, row, family)
-                if modules:
-                    found = True
-                    yield stack, number, row, modules
-    if not found:
-        raise BackboneError(
-            f"{type(trunk).__name__} has none of the layers that the family {family.model_types} describes"
-        )
-
-
-def _children(module: nn.Module) -> str:
-    return ", ".join(name for name, _ in module.named_children()) or "no modules"
-
-
-def _modules(layer: nn.Module, row: Sublayer, family: Family) -> dict[str, nn.Module]:
-    modules: dict[str, nn.Module] = {}
-    for role, path in (("output", row.output), ("residual", row.residual), ("norm", row.norm)):
-        if path is None:
-            continue
-        module = _child(layer, path)
-        if module is None:
-            if row.optional:
-                return {}
-            raise BackboneError(
-                f"the family of {family.model_types} says the {role} of site {row.kind!r} is {path!r}, but "
-                f"{type(layer).__name__} has {_children(layer)}"
-            )
-        modules[role] = module
-    output, parent = modules["output"], row.output.rpartition(".")[0]
-    has_weights = any(True for _ in output.parameters())
-    modules["anchor"] = output if has_weights else _child(layer, parent) or layer
-    return modules
+_TAPS: dict[str, Callable[[Located, Runtime], LinearTap | InputTap | EmbedTap | PromptTap | KvTap]] = {
+    "linear": LinearTap,
+    "input": InputTap,
+    "embed": EmbedTap,
+    "prompt": PromptTap,
+    "kv": KvTap,
+}
 
 
 def resolve(name: str | Path) -> str:

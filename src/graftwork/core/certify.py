@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from graftwork.core.backbone import Backbone
 from graftwork.core.families import Family
-from graftwork.core.site import Delta, Reading, Site
+from graftwork.core.site import Delta, Positions, Reading, Site
 from graftwork.errors import BackboneError
 
 
@@ -49,6 +49,15 @@ class _Probe:
         self.injected = self.scale * torch.randn_like(reading.output)
         return Delta(before=self.injected)
 
+    def positions(self, site: int, reading: Reading) -> Positions | None:
+        return None
+
+    def prompted(self, site: int, embeddings: Tensor) -> Tensor | None:
+        return None
+
+    def inverse(self, site: int, hidden: Tensor) -> Tensor | None:
+        return None
+
 
 def certify(
     model: PreTrainedModel, inputs: Mapping[str, Any], family: Family | None = None, tolerance: float = 1e-4
@@ -63,7 +72,7 @@ def certify(
         backbone = Backbone(model, family)
         plain = _forward(backbone, inputs, None)
         differences: dict[str, float] = {}
-        for site in backbone.sites:
+        for site in (site for site in backbone.sites if site.place == "sublayer"):
             zero = _forward(backbone, inputs, _Probe(site.index, 0.0))
             if not torch.equal(zero, plain):
                 raise BackboneError(f"site {site.name}: a change of zero changed the model's output")
@@ -99,7 +108,9 @@ def _difference(backbone: Backbone, inputs: Mapping[str, Any], site: Site) -> fl
         handle.remove()
     if probe.injected is None:
         return None  # the site did not run on this input: cross-attention without an encoder
-    following = [s.index for s in backbone.sites if s.depth == site.depth and s.index > site.index]
+    following = [
+        s.index for s in backbone.sites if s.depth == site.depth and s.index > site.index and s.place == "sublayer"
+    ]
     ran = [index for index in following if index in probe.readings]
     observed = probe.readings[ran[0]].residual if ran else caught[0]
     expected = probe.readings[site.index].stream(Delta(before=probe.injected))

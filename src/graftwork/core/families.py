@@ -34,7 +34,8 @@ class Linear:
     """One frozen linear of a layer: `attn.query`, `cross.key`, `attn.out`, `ffn.up`, `ffn.gate`, `ffn.down`.
 
     part: which columns of the output are meant where one linear makes query, key and value: 0, 1 or 2. layout: how they
-    lie there; "blocks": all queries, all keys, all values · "heads": query, key, value of head 0, of head 1, …
+    lie there; "blocks": all queries, all keys, all values · "heads": query, key, value of head 0, of head 1, … ·
+    "groups": the queries of a group of heads, its one key, its one value, those of the next group
     """
 
     kind: str
@@ -57,7 +58,8 @@ class Attention:
 class LayerStack:
     """One list of layers. `optional`: absent in some classes of the family (an encoder without its decoder).
 
-    embed: the module whose output are the embeddings that enter the first layer.
+    embed: the module whose output are the embeddings that enter the first layer. prompt: the one whose output may get
+    longer, where that is another (before positions are added).
     """
 
     name: str
@@ -67,6 +69,7 @@ class LayerStack:
     linears: tuple[Linear, ...] = ()
     attentions: tuple[Attention, ...] = ()
     embed: str | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)

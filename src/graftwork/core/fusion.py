@@ -62,6 +62,7 @@ class Fusion(nn.Module):
     def __init__(self, width: int, config: FusionConfig) -> None:
         super().__init__()
         self.config = config
+        self.width = width
         self.query = _projection(width) if config.query else None
         self.key = _projection(width) if config.key else None
         self.value = nn.Linear(width, width, bias=False) if config.value else None

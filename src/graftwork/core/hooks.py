@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from graftwork.core.site import Reading, Route, Site
+from graftwork.core.locate import Located
+from graftwork.core.site import Positions, Reading, Route
 from graftwork.errors import BackboneError, RoutingError
 
 
@@ -28,6 +29,8 @@ class Runtime:
         self.route: Route | None = None
         self.residuals: dict[int, Tensor] = {}
         self.pending: dict[int, Tensor] = {}
+        self.prefixes: dict[int, Positions] = {}
+        self.mask: Tensor | None = None  # the tokens of this forward that are real, (B, T)
         self._turn = threading.Lock()
         self._owner: int | None = None
 
@@ -38,8 +41,11 @@ class Runtime:
         self.__init__()  # type: ignore[misc]
 
     @contextmanager
-    def running(self, route: Route | None) -> Iterator[None]:
-        """Hold `route` for one forward. Raises RoutingError when this thread is already inside one."""
+    def running(self, route: Route | None, mask: Tensor | None = None) -> Iterator[None]:
+        """Hold `route` for one forward; mask: its real tokens, (B, T), or None for all.
+
+        Raises RoutingError when this thread is already inside one.
+        """
         if self._owner == threading.get_ident():
             raise RoutingError(
                 "this model is already running a forward in this thread; its routes cannot nest. "
@@ -48,40 +54,41 @@ class Runtime:
         with self._turn:
             self._owner = threading.get_ident()
             try:
-                with self._holding(route):
+                with self._holding(route, mask):
                     yield
             finally:
                 self._owner = None
 
     @contextmanager
-    def _holding(self, route: Route | None) -> Iterator[None]:
-        before = self.route, self.residuals, self.pending
-        self.route, self.residuals, self.pending = route, {}, {}
+    def _holding(self, route: Route | None, mask: Tensor | None) -> Iterator[None]:
+        before = self.route, self.mask, self.residuals, self.pending, self.prefixes
+        self.route, self.mask, self.residuals, self.pending, self.prefixes = route, mask, {}, {}, {}
         try:
             yield
         finally:
-            self.route, self.residuals, self.pending = before
+            self.route, self.mask, self.residuals, self.pending, self.prefixes = before
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """`context_fn` of torch.utils.checkpoint: recompute a layer under the route that its forward had."""
-        return nullcontext(), self._again(self.route)
+        return nullcontext(), self._again(self.route, self.mask)
 
     @contextmanager
-    def _again(self, route: Route | None) -> Iterator[None]:
+    def _again(self, route: Route | None, mask: Tensor | None) -> Iterator[None]:
         inside = self._owner == threading.get_ident()  # a backward that runs inside a forward, under its own route
-        with self._holding(route) if inside else self.running(route):
+        with self._holding(route, mask) if inside else self.running(route, mask):
             yield
 
 
 class SiteHook:
     """The hooks of one sub-layer site: catch the residual, change the output, change what leaves the norm."""
 
-    def __init__(self, site: Site, runtime: Runtime, norm: nn.Module | None, argument: tuple[int, str]) -> None:
-        self.site = site
-        self.index = site.index
+    def __init__(self, located: Located, runtime: Runtime) -> None:
+        self.site = located.site
+        self.index = located.site.index
         self.runtime = runtime
-        self.norm = norm
-        self.position, self.keyword = argument
+        self.norm = located.modules.get("norm")
+        self.inner = located.modules.get("inner")
+        self.position, self.keyword = located.argument
 
     def catch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Forward pre-hook on the module that receives the residual r."""
@@ -107,7 +114,7 @@ class SiteHook:
                 + "; its family row must name the last module before the residual add, and the module that receives "
                 "the residual before that"
             )
-        delta = runtime.route.delta(self.index, Reading(output, residual, self.norm))
+        delta = runtime.route.delta(self.index, Reading(output, residual, self.norm, self.inner, mask=runtime.mask))
         if delta is None:
             return None
         if delta.after is not None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from graftwork.build import package_task
 from graftwork.compose.grammar import as_composition
-from graftwork.compose.route import lanes_of, runs_of
+from graftwork.compose.lower import lanes_of, runs_of
 from graftwork.compose.tree import BatchSplit, Block, Composition, Parallel, fusions, has, leaves, show, top
 from graftwork.errors import AdapterError, CompositionError, DataError, PackageError
 from graftwork.registry.store import Registry

@@ -1,0 +1,197 @@
+"""The hooks of sites that are no sub-layer: frozen linears, their inputs, embeddings, prompts, the vocabulary.
+
+    linear   forward hook      y + Δ, on the columns that are meant
+    input    forward pre-hook  x + Δ, before the linear reads it
+    embed    forward hook      e + Δ
+    prompt   forward hook      tokens among e
+    head     forward pre-hook  the inverse of what happened at the embed site, before the vocabulary projection
+
+They are placed when the first adapter that needs one is added, for an unused hook costs what a dispatch costs: compile
+a model after that. An embedding module may serve twice in one forward (T5's dropout), so its hook acts once a call
+of the module that holds it. Hooks are bound methods: `deepcopy` gives a copy hooks of its own.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+from transformers.pytorch_utils import Conv1D
+
+from graftwork.core.hooks import Runtime
+from graftwork.core.locate import Located
+from graftwork.core.site import Reading
+from graftwork.errors import BackboneError
+
+
+class LinearTap:
+    """Changes the output of a frozen linear, or the part of it that is one of query, key and value."""
+
+    def __init__(self, located: Located, runtime: Runtime) -> None:
+        self.index = located.site.index
+        self.name = located.site.name
+        self.runtime = runtime
+        self.module = located.modules["linear"]
+        self.columns = located.columns
+
+    def place(self) -> None:
+        """Register the hook."""
+        self.module.register_forward_hook(self.change)
+
+    def weight(self) -> Tensor:
+        """The frozen weight of these columns, (width, inputs), in floating point."""
+        return weight_of(self.module, self.columns)
+
+    def change(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Forward hook: (…, D) of the linear's output with the change in its columns."""
+        runtime = self.runtime
+        if runtime.route is None:
+            return None
+        part = output if self.columns is None else output[..., self.columns]
+        delta = runtime.route.delta(self.index, Reading(part, args[0], None, weight=self.weight, mask=runtime.mask))
+        if delta is None or delta.before is None:
+            return None
+        if self.columns is None:
+            return output + delta.before
+        changed = output.clone()
+        changed[..., self.columns] = part + delta.before
+        return changed
+
+
+class InputTap:
+    """Changes what a frozen linear reads."""
+
+    def __init__(self, located: Located, runtime: Runtime) -> None:
+        self.index = located.site.index
+        self.runtime = runtime
+        self.module = located.modules["linear"]
+
+    def place(self) -> None:
+        """Register the hook."""
+        self.module.register_forward_pre_hook(self.change)
+
+    def change(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Forward pre-hook: the linear's input (B, T, inputs) with the change."""
+        runtime = self.runtime
+        if runtime.route is None:
+            return None
+        delta = runtime.route.delta(self.index, Reading(args[0], args[0], None, mask=runtime.mask))
+        return None if delta is None or delta.before is None else (args[0] + delta.before, *args[1:])
+
+
+class _Embeddings:
+    """The hooks at a module that makes embeddings: armed by a call of its parent, they act once."""
+
+    def __init__(self, located: Located, runtime: Runtime) -> None:
+        self.index = located.site.index
+        self.name = located.site.name
+        self.runtime = runtime
+        self.module, self.parent = located.modules["embed"], located.modules["parent"]
+        self.armed = False
+
+    def arm(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook on the parent."""
+        self.armed = True
+
+    def _taken(self, output: Any) -> Tensor | None:
+        """The embeddings where the hook shall act, else None."""
+        if self.runtime.route is None or not self.armed:
+            return None
+        self.armed = False
+        found = output if isinstance(output, Tensor) else output[0] if isinstance(output, tuple) else None
+        if not isinstance(found, Tensor):
+            raise BackboneError(
+                f"site {self.name}: a {type(self.module).__name__} gave no tensor; its family row must name the module "
+                "whose output are the embeddings"
+            )
+        return found
+
+    def place_with(self, hook: Callable[..., Any]) -> None:
+        """Register the hooks."""
+        self.parent.register_forward_pre_hook(self.arm)
+        self.module.register_forward_hook(hook)
+
+
+class EmbedTap:
+    """Changes the embeddings (B, T, D)."""
+
+    def __init__(self, located: Located, runtime: Runtime) -> None:
+        self.at = _Embeddings(located, runtime)
+
+    def place(self) -> None:
+        """Register the hooks."""
+        self.at.place_with(self.change)
+
+    def change(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Forward hook: e + Δ."""
+        found = self.at._taken(output)
+        if found is None:
+            return None
+        runtime = self.at.runtime
+        assert runtime.route is not None
+        delta = runtime.route.delta(self.at.index, Reading(found, found, None, mask=runtime.mask))
+        if delta is None or delta.before is None:
+            return None
+        return _replaced(output, found + delta.before)
+
+
+class PromptTap:
+    """Puts tokens among the embeddings: (B, T, D) -> (B, P + T, D)."""
+
+    def __init__(self, located: Located, runtime: Runtime) -> None:
+        self.at = _Embeddings(located, runtime)
+
+    def place(self) -> None:
+        """Register the hooks."""
+        self.at.place_with(self.change)
+
+    def change(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Forward hook: the longer embeddings."""
+        found = self.at._taken(output)
+        if found is None:
+            return None
+        assert self.at.runtime.route is not None
+        longer = self.at.runtime.route.prompted(self.at.index, found)
+        return None if longer is None else _replaced(output, longer)
+
+
+class HeadTap:
+    """Undoes the change of an embed site before the model's own vocabulary projection."""
+
+    def __init__(self, site: int, runtime: Runtime, head: nn.Module) -> None:
+        self.site = site
+        self.runtime = runtime
+        self.head = head
+
+    def place(self) -> None:
+        """Register the hook."""
+        self.head.register_forward_pre_hook(self.change)
+
+    def change(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Forward pre-hook: the inverse of the hidden states (B, T, D)."""
+        if self.runtime.route is None:
+            return None
+        undone = self.runtime.route.inverse(self.site, args[0])
+        return None if undone is None else (undone, *args[1:])
+
+
+def _replaced(output: Any, first: Tensor) -> Any:
+    return first if isinstance(output, Tensor) else (first, *output[1:])
+
+
+def weight_of(module: nn.Module, columns: slice | Tensor | None = None) -> Tensor:
+    """A frozen linear's weight, (width, inputs), whatever way it is stored.
+
+    Raises BackboneError for a packed weight that cannot be opened.
+    """
+    state = getattr(module.weight, "quant_state", None)
+    weight = cast(Tensor, module.weight)
+    if state is not None:
+        weight = dequantize_bnb_weight(weight, state)
+    elif not weight.is_floating_point():
+        raise BackboneError(
+            f"a {type(module).__name__} holds a packed weight ({weight.dtype}); what needs the frozen weight itself "
+            "(DoRA, merging) works on 4-bit bitsandbytes and on floating-point models"
+        )
+    weight = weight.T if isinstance(module, Conv1D) else weight
+    return weight if columns is None else weight[columns]
