@@ -80,11 +80,13 @@ class Backbone:
         self._open.add(site.index)
 
     def ground(self, site: Site, shared: nn.Module | None = None) -> Ground:
-        """What a module at a site may stand on: the frozen weight there, and what its adapter shares."""
-        linear = self._located[site.index].modules.get("linear")
-        columns = self._located[site.index].columns
-        weight = None if linear is None else partial(weight_of, linear, columns)
-        return Ground(weight=weight, shared=shared)
+        """What a module at a site may stand on: the frozen weight or norm there, and what its adapter shares."""
+        located = self._located[site.index]
+        linear, norm = located.modules.get("linear"), located.modules.get("norm")
+        weight = None if linear is None else partial(weight_of, linear, located.columns)
+        if site.place == "embed":
+            norm = next((one for one in reversed(list(located.modules["embed"].modules())) if _is_norm(one)), None)
+        return Ground(weight=weight, shared=shared, norm=norm)
 
     @property
     def normed(self) -> tuple[bool | None, ...]:
@@ -190,6 +192,11 @@ def _runs_on(module: nn.Module, parameter: nn.Parameter) -> torch.device:
     hook = getattr(module, "_hf_hook", None)  # accelerate: offloaded weights are on meta until they run
     device = getattr(hook, "execution_device", None) if parameter.is_meta else None
     return parameter.device if device is None else torch.device(device)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 1
 
 
 _TAPS: dict[str, Callable[[Located, Runtime], LinearTap | InputTap | EmbedTap | PromptTap | KvTap]] = {
