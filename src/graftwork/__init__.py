@@ -17,13 +17,23 @@ if TYPE_CHECKING:
     from graftwork.compose.tree import Split as Split
     from graftwork.compose.tree import Stack as Stack
     from graftwork.core.bottleneck import BottleneckConfig as BottleneckConfig
+    from graftwork.core.dora import DoRAConfig as DoRAConfig
+    from graftwork.core.ia3 import IA3Config as IA3Config
     from graftwork.core.kinds import AdapterConfig as AdapterConfig
     from graftwork.core.kinds import BnConfig as BnConfig
     from graftwork.core.kinds import ConfigUnion as ConfigUnion
+    from graftwork.core.kinds import DiReftConfig as DiReftConfig
     from graftwork.core.kinds import DoubleSeqBnConfig as DoubleSeqBnConfig
+    from graftwork.core.kinds import LoReftConfig as LoReftConfig
+    from graftwork.core.kinds import MAMConfig as MAMConfig
+    from graftwork.core.kinds import NoReftConfig as NoReftConfig
     from graftwork.core.kinds import ParBnConfig as ParBnConfig
     from graftwork.core.kinds import SeqBnConfig as SeqBnConfig
+    from graftwork.core.kinds import UniPELTConfig as UniPELTConfig
     from graftwork.core.lora import LoRAConfig as LoRAConfig
+    from graftwork.core.prefix import PrefixTuningConfig as PrefixTuningConfig
+    from graftwork.core.prompt import PromptTuningConfig as PromptTuningConfig
+    from graftwork.core.vera import VeraConfig as VeraConfig
     from graftwork.errors import AdapterError as AdapterError
     from graftwork.errors import BackboneError as BackboneError
     from graftwork.errors import CompositionError as CompositionError
@@ -64,18 +74,26 @@ DEFINED_IN = {
     "ConfigUnion": "graftwork.core.kinds",
     "Conflict": "graftwork.errors",
     "DataError": "graftwork.errors",
+    "DiReftConfig": "graftwork.core.kinds",
+    "DoRAConfig": "graftwork.core.dora",
     "DoubleSeqBnConfig": "graftwork.core.kinds",
     "Engine": "graftwork.serve.engine",
     "Fuse": "graftwork.compose.tree",
     "GoalMissed": "graftwork.errors",
     "GraftworkError": "graftwork.errors",
+    "IA3Config": "graftwork.core.ia3",
     "InputTooLong": "graftwork.errors",
     "LoRAConfig": "graftwork.core.lora",
+    "LoReftConfig": "graftwork.core.kinds",
+    "MAMConfig": "graftwork.core.kinds",
+    "NoReftConfig": "graftwork.core.kinds",
     "NotFound": "graftwork.errors",
     "Package": "graftwork.registry.package",
     "PackageError": "graftwork.errors",
     "ParBnConfig": "graftwork.core.kinds",
     "Parallel": "graftwork.compose.tree",
+    "PrefixTuningConfig": "graftwork.core.prefix",
+    "PromptTuningConfig": "graftwork.core.prompt",
     "Recipe": "graftwork.recipe",
     "RecipeError": "graftwork.errors",
     "Registry": "graftwork.registry.store",
@@ -83,7 +101,9 @@ DEFINED_IN = {
     "SeqBnConfig": "graftwork.core.kinds",
     "Split": "graftwork.compose.tree",
     "Stack": "graftwork.compose.tree",
+    "UniPELTConfig": "graftwork.core.kinds",
     "UserError": "graftwork.errors",
+    "VeraConfig": "graftwork.core.vera",
     "parse": "graftwork.compose.grammar",
 }
 __all__ = sorted([*DEFINED_IN, "__version__"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from graftwork.core.adapter import NO_GROUND, Ground
+from graftwork.core.adapter import NO_GROUND, Ground, Invertible
 from graftwork.core.kinds import ConfigUnion, read_config
 from graftwork.core.lora import LoRAConfig
 from graftwork.core.site import NO_DELTA, Delta, Reading, Site
@@ -88,7 +88,6 @@ class Lonely:
     [
         ("attn.kv", "kv", "two prefixes in front of one attention have no order"),
         ("prompt", "prompt", "two prompts in front of one text have no order"),
-        ("embed", "embed", "a sum of two invertible maps has no known inverse"),
     ],
 )
 def test_what_goes_alone_is_refused_twice(kind: str, place: str, reason: str) -> None:
@@ -101,6 +100,18 @@ def test_what_goes_alone_is_refused_twice(kind: str, place: str, reason: str) ->
     )
     assert once is not None
     assert [name for name, _ in once.named_parameters()] == ["1.weight", "1.bias"]
+
+
+def test_two_invertible_maps_are_refused_and_one_keeps_its_inverse() -> None:
+    embed = site("embed", 8, 8)
+    with pytest.raises(AdapterError, match=r"members 0 and 2 both go to .*embed: a sum of maps, one of them invertible"):
+        read_config("seq_bn_inv|lora|double_seq_bn_glow").build(embed)
+    once: Any = read_config("lora|seq_bn_inv").build(embed)
+    assert isinstance(once, Invertible)
+    randomise(once.double().parameters())
+    e = torch.randn(2, 3, 8, dtype=torch.float64)
+    torch.testing.assert_close(once.inverse(e + written(once(Reading(e, e, None), NO_DELTA))), e)
+    assert not isinstance(read_config("lora|seq_bn").build(site()), Invertible)
 
 
 def test_what_members_share_is_by_their_index() -> None:

@@ -14,13 +14,29 @@ from typing import Any, cast
 
 from graftwork.core.adapter import MethodConfig as MethodConfig
 from graftwork.core.bottleneck import BottleneckConfig
+from graftwork.core.dora import DoRAConfig
+from graftwork.core.ia3 import IA3Config
 from graftwork.core.lora import LoRAConfig
+from graftwork.core.prefix import PrefixTuningConfig
+from graftwork.core.prompt import PromptTuningConfig
+from graftwork.core.reft import ReftConfig
 from graftwork.core.strings import flags_of, members, name_of
 from graftwork.core.union import UnionConfig
+from graftwork.core.vera import VeraConfig
 from graftwork.errors import AdapterError
 
 # kind -> the frozen configuration of a method; each builds what `core/adapter.py` describes
-METHODS: dict[str, type[Any]] = {config.kind: config for config in (BottleneckConfig, LoRAConfig, UnionConfig)}
+METHODS: dict[str, type[Any]] = {
+    "bottleneck": BottleneckConfig,
+    "lora": LoRAConfig,
+    "dora": DoRAConfig,
+    "vera": VeraConfig,
+    "ia3": IA3Config,
+    "prefix_tuning": PrefixTuningConfig,
+    "prompt_tuning": PromptTuningConfig,
+    "reft": ReftConfig,
+    "union": UnionConfig,
+}
 
 
 def _llm_adapters() -> dict[str, BottleneckConfig]:
@@ -81,6 +97,28 @@ NAMED: dict[str, MethodConfig] = {
     ),
     **_llm_adapters(),
     "lora": LoRAConfig(),
+    "dora": DoRAConfig(),
+    "vera": VeraConfig(),
+    "ia3": IA3Config(),
+    "prefix_tuning": PrefixTuningConfig(),
+    "prefix_tuning_flat": PrefixTuningConfig(flat=True),
+    "prompt_tuning": PromptTuningConfig(),
+    "loreft": ReftConfig(),
+    "noreft": ReftConfig(orthogonality=False),
+    "direft": ReftConfig(orthogonality=False, subtract_projection=False),
+    "mam": UnionConfig(
+        members=(
+            PrefixTuningConfig(bottleneck_size=800),
+            BottleneckConfig(is_parallel=True, init_weights="mam_adapter", reduction_factor=2, scaling=4.0),
+        )
+    ),
+    "unipelt": UnionConfig(
+        members=(
+            PrefixTuningConfig(prefix_length=10, use_gating=True),
+            BottleneckConfig(original_ln_before=True, reduction_factor=16, use_gating=True),
+            LoRAConfig(r=8, alpha=2, use_gating=True),
+        )
+    ),
 }
 
 
@@ -93,11 +131,34 @@ BnConfig = BottleneckConfig
 SeqBnConfig = _spelling("seq_bn")
 DoubleSeqBnConfig = _spelling("double_seq_bn")
 ParBnConfig = _spelling("par_bn")
+LoReftConfig = _spelling("loreft")
+NoReftConfig = _spelling("noreft")
+DiReftConfig = _spelling("direft")
 
 
 def ConfigUnion(*configs: str | Mapping[str, Any] | MethodConfig) -> UnionConfig:
     """AdapterHub's spelling of a union of configurations, each given in any form. Raises AdapterError."""
     return UnionConfig(members=tuple(read_config(config) for config in configs))
+
+
+def MAMConfig(prefix_tuning: MethodConfig | None = None, adapter: MethodConfig | None = None) -> UnionConfig:
+    """AdapterHub's spelling of `mam`, with members changed."""
+    return _members("mam", prefix_tuning, adapter)
+
+
+def UniPELTConfig(
+    prefix_tuning: MethodConfig | None = None, adapter: MethodConfig | None = None, lora: MethodConfig | None = None
+) -> UnionConfig:
+    """AdapterHub's spelling of `unipelt`, with members changed; every member is gated."""
+    return _members(
+        "unipelt",
+        *(member and _changed(member, {"use_gating": True}, "unipelt") for member in (prefix_tuning, adapter, lora)),
+    )
+
+
+def _members(name: str, *given: MethodConfig | None) -> UnionConfig:
+    plain = cast(UnionConfig, NAMED[name]).members
+    return UnionConfig(members=tuple(own or member for own, member in zip(given, plain, strict=True)))
 
 
 ALIASES = {

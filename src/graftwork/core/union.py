@@ -10,7 +10,7 @@ the last of them would. Parameters are `<index>.<parameter>`. Knows no method bu
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from graftwork.errors import AdapterError
 _ALONE = {
     "kv": "two prefixes in front of one attention have no order",
     "prompt": "two prompts in front of one text have no order",
-    "embed": "a sum of two invertible maps has no known inverse",
+    "embed": "a sum of maps, one of them invertible, has no known inverse",
 }
 
 
@@ -60,13 +60,16 @@ class UnionConfig:
         that goes alone."""
         made: dict[str, nn.Module] = {}
         for index, member in enumerate(self.members):
-            module = member.build(site, Ground(ground.weight, _own(ground.shared, str(index))))
+            module = member.build(site, replace(ground, shared=_own(ground.shared, str(index))))
             if module is not None:
                 made[str(index)] = module
-        if len(made) > 1 and site.place in _ALONE:
+        invertible = any(isinstance(module, Invertible) for module in made.values())
+        if len(made) > 1 and site.place in _ALONE and (invertible or site.place != "embed"):
             both = " and ".join(made)
             raise AdapterError(f"union adapter: members {both} both go to {site.name}: {_ALONE[site.place]}")
-        return _UNIONS.get(site.place, Union)(made) if made else None
+        if not made:
+            return None
+        return (UnionInvertible if invertible else _UNIONS.get(site.place, Union))(made)
 
 
 def _own(shared: nn.Module | None, index: str) -> nn.Module | None:
@@ -138,6 +141,10 @@ class UnionPrompt(Union):
         """Embeddings with the prompt among them, (B, T, D) -> (B, P + T, D)."""
         return cast(Prompt, next(self.children())).put(embeddings)
 
+    def lengthened(self, row: Tensor, fill: int) -> Tensor:
+        """A mask or labels (B, T) for the longer rows, (B, P + T), with `fill` where the prompt is."""
+        return cast(Prompt, next(self.children())).lengthened(row, fill)
+
 
 class UnionInvertible(Union):
     """The one invertible adapter that a union has."""
@@ -147,4 +154,4 @@ class UnionInvertible(Union):
         return cast(Invertible, next(self.children())).inverse(hidden)
 
 
-_UNIONS: dict[str, type[Union]] = {"kv": UnionPrefix, "prompt": UnionPrompt, "embed": UnionInvertible}
+_UNIONS: dict[str, type[Union]] = {"kv": UnionPrefix, "prompt": UnionPrompt}
