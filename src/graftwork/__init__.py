@@ -20,15 +20,20 @@ if TYPE_CHECKING:
     from graftwork.core.dora import DoRAConfig as DoRAConfig
     from graftwork.core.ia3 import IA3Config as IA3Config
     from graftwork.core.kinds import AdapterConfig as AdapterConfig
+    from graftwork.core.kinds import AdapterPlusConfig as AdapterPlusConfig
     from graftwork.core.kinds import BnConfig as BnConfig
+    from graftwork.core.kinds import CompacterConfig as CompacterConfig
+    from graftwork.core.kinds import CompacterPlusPlusConfig as CompacterPlusPlusConfig
     from graftwork.core.kinds import ConfigUnion as ConfigUnion
     from graftwork.core.kinds import DiReftConfig as DiReftConfig
     from graftwork.core.kinds import DoubleSeqBnConfig as DoubleSeqBnConfig
+    from graftwork.core.kinds import DoubleSeqBnInvConfig as DoubleSeqBnInvConfig
     from graftwork.core.kinds import LoReftConfig as LoReftConfig
     from graftwork.core.kinds import MAMConfig as MAMConfig
     from graftwork.core.kinds import NoReftConfig as NoReftConfig
     from graftwork.core.kinds import ParBnConfig as ParBnConfig
     from graftwork.core.kinds import SeqBnConfig as SeqBnConfig
+    from graftwork.core.kinds import SeqBnInvConfig as SeqBnInvConfig
     from graftwork.core.kinds import UniPELTConfig as UniPELTConfig
     from graftwork.core.lora import LoRAConfig as LoRAConfig
     from graftwork.core.prefix import PrefixTuningConfig as PrefixTuningConfig
@@ -63,6 +68,7 @@ DEFINED_IN = {
     "AdapterError": "graftwork.errors",
     "AdapterModel": "graftwork.model",
     "AdapterOutput": "graftwork.compose.answer",
+    "AdapterPlusConfig": "graftwork.core.kinds",
     "AdapterTrainer": "graftwork.train.trainer",
     "AutoAdapterModel": "graftwork.model",
     "Average": "graftwork.compose.tree",
@@ -70,6 +76,8 @@ DEFINED_IN = {
     "BatchSplit": "graftwork.compose.tree",
     "BnConfig": "graftwork.core.kinds",
     "BottleneckConfig": "graftwork.core.bottleneck",
+    "CompacterConfig": "graftwork.core.kinds",
+    "CompacterPlusPlusConfig": "graftwork.core.kinds",
     "CompositionError": "graftwork.errors",
     "ConfigUnion": "graftwork.core.kinds",
     "Conflict": "graftwork.errors",
@@ -77,6 +85,7 @@ DEFINED_IN = {
     "DiReftConfig": "graftwork.core.kinds",
     "DoRAConfig": "graftwork.core.dora",
     "DoubleSeqBnConfig": "graftwork.core.kinds",
+    "DoubleSeqBnInvConfig": "graftwork.core.kinds",
     "Engine": "graftwork.serve.engine",
     "Fuse": "graftwork.compose.tree",
     "GoalMissed": "graftwork.errors",
@@ -99,6 +108,7 @@ DEFINED_IN = {
     "Registry": "graftwork.registry.store",
     "RoutingError": "graftwork.errors",
     "SeqBnConfig": "graftwork.core.kinds",
+    "SeqBnInvConfig": "graftwork.core.kinds",
     "Split": "graftwork.compose.tree",
     "Stack": "graftwork.compose.tree",
     "UniPELTConfig": "graftwork.core.kinds",

@@ -234,3 +234,10 @@ def test_a_seed_gives_each_site_its_own_weights_and_the_shared_ones_again() -> N
 def test_choices_without_a_meaning_are_refused(choices: dict[str, Any], message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         config(**choices)
+
+
+def test_it_compiles_as_one_graph() -> None:
+    (module, _), _ = made(config(mh_adapter=True))
+    x = torch.randn(2, 3, 48, dtype=torch.float64)
+    compiled = torch.compile(lambda t: module.up(module.down(t)), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), module.up(module.down(x)))

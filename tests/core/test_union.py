@@ -123,3 +123,23 @@ def test_what_members_share_is_by_their_index() -> None:
 
 def test_a_layer_is_left_out_where_every_member_leaves_it_out() -> None:
     assert ConfigUnion("lora[leave_out=[0,1,4]]", "seq_bn[leave_out=[4,0]]").leave_out == (0, 4)
+
+
+def test_members_get_the_norm_of_the_site_and_what_they_share() -> None:
+    norm = nn.LayerNorm(32)
+    config = read_config("adapter_bert|compacter++[reduction_factor=4]")
+    shared = config.share([site("ffn", 32, 32)])
+    module: Any = config.build(site("ffn", 32, 32), Ground(shared=shared, norm=norm))
+    trained, compacter = module.children()
+    assert torch.equal(trained.norm.weight, norm.weight)
+    assert compacter.down.shared is shared["1"]  # type: ignore[index]
+    assert {*dict(shared.named_parameters())} == {"1.rule"}  # type: ignore[union-attr]
+
+
+def test_at_the_embeddings_only_what_can_be_undone_is_invertible() -> None:
+    embed = Site(0, "", -1, -1, "embed", 32)
+    assert isinstance(read_config("seq_bn_inv|par_bn").build(embed), Invertible)
+    trained = read_config("adapter_bert|par_bn").build(embed, Ground(norm=nn.LayerNorm(32)))
+    assert trained is not None
+    assert not isinstance(trained, Invertible)
+    assert read_config("seq_bn|par_bn").build(embed) is None

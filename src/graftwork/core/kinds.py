@@ -134,6 +134,11 @@ ParBnConfig = _spelling("par_bn")
 LoReftConfig = _spelling("loreft")
 NoReftConfig = _spelling("noreft")
 DiReftConfig = _spelling("direft")
+SeqBnInvConfig = _spelling("seq_bn_inv")
+DoubleSeqBnInvConfig = _spelling("double_seq_bn_inv")
+CompacterConfig = _spelling("compacter")
+CompacterPlusPlusConfig = _spelling("compacter++")
+AdapterPlusConfig = _spelling("adapter_plus")
 
 
 def ConfigUnion(*configs: str | Mapping[str, Any] | MethodConfig) -> UnionConfig:
