@@ -170,8 +170,8 @@ def test_members_of_a_union_each_take_their_own(tmp_path: Path) -> None:
     config = {"architecture": "union", "configs": [SEQ_BN, {"architecture": "lora", "attn_matrices": ["q"], "r": 2}]}
     found = one(write(tmp_path / "a", meta(config), bert_bottleneck(layers=1) | loras))
     assert found.method is not None
-    assert [member["kind"] for member in found.method["configs"]] == ["bottleneck", "lora"]
-    assert set(found.sites) == {"layer.0/ffn", "layer.0/attn.query"}
+    assert [member["kind"] for member in found.method["members"]] == ["bottleneck", "lora"]
+    assert {"adapter/layer.0/ffn/0.down.weight", "adapter/layer.0/attn.query/1.a"} <= set(found.tensors)
 
 
 @pytest.mark.parametrize(

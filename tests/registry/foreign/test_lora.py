@@ -126,6 +126,9 @@ def test_ia3_and_dora(tmp_path: Path) -> None:
     assert torch.equal(found.tensors["adapter/layer.0/attn.key/scale"], rand(WIDTH, 1)[:, 0])
     assert found.method is not None
     assert found.method["kind"] == "ia3"
+    assert found.method["attn_matrices"] == ["k"]
+    twice = one(write(tmp_path / "c", meta(config | {"alpha": 2}), {f"{place}lora_B": rand(WIDTH, 1)}))
+    assert torch.equal(twice.tensors["adapter/layer.0/attn.key/scale"], 2 * rand(WIDTH, 1)[:, 0])
     theirs = pair(SELF + "query") | {SELF + "query.loras.a.m.weight": rand(WIDTH, 1)}
     found = one(write(tmp_path / "b", meta(LORA | {"use_dora": True}), theirs))
     assert found.tensors["adapter/layer.0/attn.query/magnitude"].shape == (WIDTH,)

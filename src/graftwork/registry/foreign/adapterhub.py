@@ -138,7 +138,11 @@ class _Reading:
             raise PackageError(f"{self.where}: a union without its configs: {members!r:.80}")
         if any(one.get("architecture") == "union" for one in members):
             raise PackageError(f"{self.where}: a union inside a union has no meaning in AdapterHub")
-        return {"kind": "union", "configs": [self.member(one) for one in members]}
+        made = []
+        for number, one in enumerate(members):
+            self.ledger.member = f"{number}."
+            made.append(self.member(one))
+        return {"kind": "union", "members": made}
 
 
 def read_head(folder: Path | str, *, facts: Facts = UNKNOWN, name: str | None = None) -> Imported:

@@ -100,6 +100,7 @@ class Ledger:
     def __init__(self, where: str, given: Mapping[str, torch.Tensor]) -> None:
         self.where = where
         self.given = dict(given)
+        self.member = ""  # of a union: what its parameters begin with, "0."
         self.tensors: dict[str, torch.Tensor] = {}
         self.fates: list[Fate] = []
         self.notes: list[str] = []
@@ -108,19 +109,16 @@ class Ledger:
         """Give `target` the tensor of that name in the file, or what was made of it. Raises PackageError."""
         if source not in self.given:
             raise PackageError(f"{self.where}: tensor {source!r} is missing; it has {len(self.given)} others")
-        self.put(target, self.given[source] if tensor is None else tensor)
-        self.fates.append(Fate(source, target, how))
+        self.fold([source], target, self.given[source] if tensor is None else tensor, how)
 
     def fold(self, sources: list[str], target: str, tensor: torch.Tensor, how: str) -> None:
-        """Give `target` what was made of several tensors of the file."""
-        self.put(target, tensor)
-        self.fates += [Fate(source, target, how) for source in sources]
-
-    def put(self, target: str, tensor: torch.Tensor) -> None:
-        """Give `target` a tensor that comes from none of the file's own."""
-        if target in self.tensors:
-            raise PackageError(f"{self.where}: two tensors would both become {target!r}")
-        self.tensors[target] = tensor.detach().clone()
+        """Give `target` what was made of several tensors of the file. Raises PackageError for a second of one name."""
+        site, _, parameter = target.rpartition("/")
+        name = f"{site}/{self.member}{parameter}"
+        if name in self.tensors:
+            raise PackageError(f"{self.where}: two tensors would both become {name!r}")
+        self.tensors[name] = tensor.detach().clone()
+        self.fates += [Fate(source, name, how) for source in sources]
 
     def ignore(self, source: str, why: str) -> None:
         """Leave a tensor out, for a stated reason."""

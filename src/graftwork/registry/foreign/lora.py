@@ -91,8 +91,10 @@ def _unfolded(
     """Tensors by our name, the keys each comes from, and what was done."""
     if config["kind"] == "ia3":
         named = {"lora_B": "scale"}
-        made = {"scale": _need(ledger, tensors, "lora_B", own).reshape(-1)}
-        how = "flattened"
+        # without a gate every factor is multiplied by alpha, which is 1 unless somebody changed it
+        factor = 1.0 if config["use_gating"] else float(config["alpha"])
+        made = {"scale": _need(ledger, tensors, "lora_B", own).reshape(-1) * factor}
+        how = "flattened" if factor == 1.0 else f"flattened, times alpha {factor:g}"
     elif config["kind"] == "vera":
         named, how = {}, "folded: A' = D·A and b = B'·B, one LoRA"
         a, b = (_need(ledger, {n: ledger.given[k.text] for n, k in shared.items()}, n, shared) for n in _PAIR)
@@ -172,11 +174,16 @@ def _config(config: Mapping[str, Any], kinds: set[str], layout: Layout, ledger: 
     dora = config.pop("dora")
     attention = {_letter(kind) for kind in kinds if kind.startswith(("attn.", "cross."))}
     config["attn_matrices"] = [letter for letter in "qkvo" if letter in attention]
-    config["selfattn_lora"] = bool(attention)
+    config["selfattn_lora"] = any(kind.startswith("attn.") for kind in kinds)
+    config["crossattn_lora"] = any(kind.startswith("cross.") for kind in kinds)
     config["intermediate_lora"] = "ffn.up" in kinds
+    config["gate_lora"] = "ffn.gate" in kinds
     config["output_lora"] = "ffn.down" in kinds
     if layout.swapped and (config["intermediate_lora"] or config["output_lora"]):
         ledger.notes.append("AdapterHub calls up_proj 'output' and down_proj 'intermediate' here; ours name the linear")
+    if config["kind"] == "ia3":
+        for field in ("r", "alpha", "dropout", "init_weights"):
+            config.pop(field)
     if config["kind"] == "vera":
         ledger.notes.append("AdapterHub's VeRA trains whole matrices: folded into the LoRA that it equals")
         config["kind"] = "dora" if dora else "lora"
