@@ -32,16 +32,35 @@ class Fate:
 
 
 @dataclass(frozen=True, eq=False)
+class Place:
+    """A linear's site and what must be known of it: layer across stacks, widths, and which rows of the linear it is.
+
+    rows: None for all; a slice or numbers (n,) where one linear makes query, key and value.
+    """
+
+    site: str
+    depth: int
+    inputs: int
+    width: int
+    rows: slice | torch.Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        """attn.query, ffn.down."""
+        return self.site.rpartition("/")[2]
+
+
+@dataclass(frozen=True, eq=False)
 class Facts:
     """What a reader may have to know of the frozen model, because a file does not say it; empty where it is not known.
 
-    kv: site of the keys and values -> (heads, width of one head). places: path of a frozen linear -> names of its sites
-    (three where one linear makes query, key and value). What a head takes from the model: dropout, the epsilon of its
+    kv: site of the keys and values -> (heads, width of one head). places: path of a frozen linear in the trunk -> its
+    sites, in the order of the model. What a head takes from the model: dropout, the epsilon of its
     norm, whether embeddings are tied, the id of padding, and the input embedding itself, which a head may share.
     """
 
     kv: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
     dropout: float | None = None
     norm_eps: float | None = None
     tied: bool | None = None
