@@ -3,6 +3,7 @@
     recipe.yaml ──train──► package ──push──► registry ──open_engine──► engine ──answer──► answers, in process
                                                           └────────────serve────────────► answers, over HTTP
                                       evaluate: a composition and labelled rows ──► scores
+    another tool's files ──import_files──► registry
 
 The commands, the demo and the end-to-end test all call these; the README tells the same story. Nothing happens here
 that the rooms below do not do: this file only hands one room's result to the next.
@@ -13,10 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from graftwork.build import open_model
-from graftwork.core.backbone import load_tokenizer
+from graftwork.build import open_model, without_bars
+from graftwork.core.backbone import Backbone, load_model, load_tokenizer
 from graftwork.errors import DataError, UserError
+from graftwork.importing import packages, read
 from graftwork.recipe import DataSection, ModelSection, Recipe, load, override
+from graftwork.registry.foreign.hub import locate
+from graftwork.registry.foreign.imported import Fate
+from graftwork.registry.foreign.named import base_name
 from graftwork.registry.store import Registry
 from graftwork.serve.engine import Engine
 from graftwork.serve.limits import Limits
@@ -69,6 +74,56 @@ def open_engine(
         adapter_cache_size=adapter_cache_size,
         too_long=too_long,
     )
+
+
+@dataclass(frozen=True)
+class Import:
+    """One part of another tool's files in a registry, what became of each of its tensors, and what is to be known.
+
+    composition: of a whole setup, else "".
+    """
+
+    reference: str
+    role: str
+    source: str
+    fates: Sequence[Fate]
+    notes: Sequence[str]
+    composition: str = ""
+
+
+def import_files(
+    source: str,
+    registry: Registry,
+    *,
+    model: str | None = None,
+    name: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    subtract_projection: bool | None = None,
+) -> list[Import]:
+    """Read a folder, a repository or an id of AdapterHub's index, try it on its base, and store each part.
+
+    model: the base; left out, the one that the files name. name: of an adapter that is alone. config: which of several
+    adapters of one id. Raises NotFound, PackageError, BackboneError, UserError before anything is stored.
+    """
+    folder, meant = locate(source, base=model, config=config, revision=revision)
+    with without_bars():
+        backbone = Backbone(load_model(model or base_name(folder)))
+    composition, imports = read(folder, backbone, name=name or "", subtract_projection=subtract_projection)
+    if name is not None and len(imports) != 1:
+        raise UserError(f"{source} holds {len(imports)} parts, each with a name of its own; leave the name out")
+    made = packages(imports, backbone, composition=composition)
+    return [
+        Import(
+            registry.push(package, name or imported.name.replace(",", "-")),
+            imported.role,
+            meant,
+            imported.fates,
+            imported.notes,
+            composition,
+        )
+        for package, imported in zip(made, imports, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from graftwork.cli.options import AsJson, Root
 from graftwork.cli.printing import emit, table
 from graftwork.registry.package import read_manifest
 from graftwork.registry.store import Registry, default_root
+from graftwork.workflow import import_files
 
 app = typer.Typer(
-    help="List, show, push, pull, alias and verify packages.\n\n"
+    help="List, show, push, pull, import, alias and verify packages.\n\n"
     "Example: graftwork registry push runs/intent/package intent",
     no_args_is_help=True,
     add_completion=False,
@@ -102,6 +103,39 @@ def alias(
     Example: graftwork registry alias intent prod 3
     """
     typer.echo(f"{name}@{alias} -> {open_registry(root).alias(name, alias, version)}")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="a folder, a repository owner/name, or an id: sentiment/sst-2@ukp")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="the base [default: the one the files name]")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="a name of your own, for one adapter [default: its own]")] = None,
+    config: Annotated[str | None, typer.Option(help="which adapter of an id: pfeiffer, houlsby, or a hash")] = None,
+    revision: Annotated[str | None, typer.Option(help="a branch, tag or commit of the repository")] = None,
+    subtract: Annotated[
+        bool | None, typer.Option("--subtract/--no-subtract", help="a ReFT is NoReFT, or DiReFT: files do not say")
+    ] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read files of AdapterHub, PEFT or LLM-Adapters, try them on the base, and say what became of every tensor.
+
+    Example: graftwork registry import sentiment/sst-2@ukp --model bert-base-uncased
+    """
+    options = {"model": model, "name": name, "config": config, "revision": revision}
+    found = import_files(source, open_registry(root), subtract_projection=subtract, **options)
+    if as_json:
+        emit([asdict(one) for one in found])
+        return
+    for one in found:
+        typer.echo(f"{one.reference}  ({one.role}, from {one.source})")
+        table([asdict(fate) for fate in one.fates], ["source", "target", "how"])
+        for note in one.notes:
+            typer.echo(f"note: {note}")
+    if found and found[0].composition:
+        typer.echo(f"composition: {found[0].composition}")
 
 
 @app.command()

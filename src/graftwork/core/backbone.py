@@ -21,7 +21,7 @@ from graftwork.core.attention import KvTap
 from graftwork.core.families import OF_MODEL_TYPE, Family
 from graftwork.core.fingerprint import fingerprint
 from graftwork.core.hooks import Runtime, SiteHook
-from graftwork.core.locate import Located, locate
+from graftwork.core.locate import Columns, Located, locate
 from graftwork.core.shapes import SHAPES
 from graftwork.core.site import Site
 from graftwork.core.taps import EmbedTap, HeadTap, InputTap, LinearTap, PromptTap, weight_of
@@ -107,6 +107,16 @@ class Backbone:
         given = str(self.config.name_or_path or "")
         embedded = [name for name in EMBEDDED if find_spec(EMBEDDED[name][0]) and resolve(name) == given]
         return embedded[0] if embedded else Path(given).name if Path(given).is_dir() else given
+
+    @property
+    def linears(self) -> dict[str, list[tuple[Site, Columns | None]]]:
+        """Path in the trunk of every frozen linear with sites -> each of them, and which of its outputs they are."""
+        paths = {id(module): path for path, module in self.trunk.named_modules(remove_duplicate=False)}
+        found: dict[str, list[tuple[Site, Columns | None]]] = {}
+        for located in self._located:
+            if located.site.place == "linear":
+                found.setdefault(paths[id(located.modules["linear"])], []).append((located.site, located.columns))
+        return found
 
     @property
     def layers(self) -> int:
