@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from graftwork.compose.grammar import as_composition
-from graftwork.compose.parts import Parts
+from graftwork.compose.parts import OUR_SEMANTICS, Parts
 from graftwork.compose.tree import Fuse, check_name, leaves, show
 from graftwork.core.backbone import Backbone
 from graftwork.core.fusion import FusionConfig
@@ -67,6 +67,7 @@ def pack(parts: Parts, backbone: Backbone, name: str, with_head: bool, provenanc
         task=provenance.task,
         vocabulary=provenance.vocabulary,
         composition=provenance.composition,
+        semantics=parts.semantics.get((_table_of(parts, name), name), OUR_SEMANTICS),
         members=provenance.members,
         scores=dict(provenance.scores),
         data=dict(provenance.data),
@@ -89,6 +90,10 @@ def _head_spec(name: str, config: HeadConfig) -> HeadSpec:
             "add_custom_head(kind, name, ...), or pack without the head (with_head=False)"
         )
     return HeadSpec(**write_head(config))
+
+
+def _table_of(parts: Parts, name: str) -> str:
+    return next((table for table in ("adapters", "fusions") if name in parts.records(table)), "heads")
 
 
 def base_ref(backbone: Backbone) -> BaseRef:
@@ -165,10 +170,10 @@ def _add(parts: Parts, backbone: Backbone, manifest: Manifest, name: str, fuse: 
         raise PackageError(f"package {name!r} asks for what this version cannot build: {error}") from error
     made = []
     if fuse is not None and fusion is not None:
-        parts.add_fusion(fuse, fusion, backbone)
+        parts.add_fusion(fuse, fusion, backbone, manifest.semantics)
         made.append("fusions")
     elif method is not None:
-        parts.add_adapter(name, method, backbone)
+        parts.add_adapter(name, method, backbone, manifest.semantics)
         made.append("adapters")
     if with_head and head is not None:
         parts.add_head(name, head, backbone)

@@ -92,7 +92,7 @@ def merge_positions(parts: Sequence[tuple[Rows, Positions]], rows: int) -> Posit
         where: Tensor | slice = slice(None) if own is None else own
         keys[where, :, start:], values[where, :, start:] = part.keys.to(keys), part.values.to(values)
         real[where, start:] = True if part.real is None else part.real
-    return Positions(keys, values, real)
+    return Positions(keys, values, real, any(part.counted for _, part in parts))
 
 
 def merge_rows(parts: Sequence[tuple[Rows, Tensor]], rows: int, others: Tensor, fill: int = 0) -> Tensor:

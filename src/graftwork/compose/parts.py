@@ -19,9 +19,11 @@ from graftwork.core.fusion import Fusion, FusionConfig
 from graftwork.core.heads import Head, HeadConfig
 from graftwork.core.heads_custom import CustomHead, Factory
 from graftwork.core.heads_table import build_head
+from graftwork.core.quirks import COUNTS_PREFIXES, View
 from graftwork.core.site import Site
 from graftwork.errors import AdapterError
 
+OUR_SEMANTICS = "graftwork-1"
 SHARED = "shared"  # where the parameters are that all sites of one adapter have in common
 
 
@@ -55,9 +57,12 @@ class Parts(nn.Module):
         self.head_configs: dict[str, HeadConfig] = {}
         self.custom_heads: dict[str, Factory] = {}  # registered name -> what makes such a head
         self.origins: dict[str, str] = {}  # adapter -> digest of the package it came from, while unchanged
+        self.semantics: dict[tuple[str, str], str] = {}  # (table, name) -> whose reading, where it is not our own
+        self._views: dict[int, View | None] = {}  # site index -> how `adapters` reads it
+        self._counts_prefixes = False
         self._sites: dict[tuple[str, str, int], nn.Module] = {}  # (table, name, site index) -> module
 
-    def add_adapter(self, name: str, config: MethodConfig, backbone: Backbone) -> None:
+    def add_adapter(self, name: str, config: MethodConfig, backbone: Backbone, semantics: str = OUR_SEMANTICS) -> None:
         """Build an adapter at every site that its configuration wants. Raises AdapterError when there is none."""
         modules: dict[Site, nn.Module] = {}
         shared = config.share(backbone.sites)
@@ -76,22 +81,45 @@ class Parts(nn.Module):
         for site in modules:
             backbone.open(site)
         self._store("adapters", name, modules, shared)
+        self._read_as("adapters", name, semantics, backbone)
         self.adapter_configs[name] = config
 
-    def add_fusion(self, tree: Fuse, config: FusionConfig, backbone: Backbone) -> None:
+    def add_fusion(self, tree: Fuse, config: FusionConfig, backbone: Backbone, semantics: str = OUR_SEMANTICS) -> None:
         """Build a fusion at every site where all members have a module. Raises AdapterError when there is none."""
         for member in leaves(tree):
             self.need_adapter(member)
         modules: dict[Site, nn.Module] = {}
         for site in backbone.sites:
-            if site.place in ("kv", "prompt"):
-                continue  # what lengthens is not attended to: `compose/lengthen.py`
+            if site.place in ("kv", "prompt") or (semantics != OUR_SEMANTICS and site.place != "sublayer"):
+                continue  # what lengthens is not attended to (`compose/lengthen.py`); `adapters` fuses bottlenecks only
             if all(any(self.adapter(n, site.index) for n in leaves(child)) for child in tree.children):
                 modules[site] = _placed(Fusion(site.width, config), backbone, site)
         if not modules:
             raise AdapterError(f"{show(tree)}: the members share no site, so there is nothing to fuse")
         self._store("fusions", tree.name, modules)
         self.fusion_records[tree.name] = FusionRecord(show(tree), config)
+        self._read_as("fusions", tree.name, semantics, backbone)
+
+    def _read_as(self, table: str, name: str, semantics: str, backbone: Backbone) -> None:
+        if semantics == OUR_SEMANTICS:
+            return
+        self.semantics[table, name] = semantics
+        self._counts_prefixes = backbone.config.model_type in COUNTS_PREFIXES
+        for site in backbone.sites:
+            self._views[site.index] = backbone.view(site)
+
+    def as_adapters(self, tree: Composition) -> bool:
+        """Whether a composition is to be read as `adapters` 1.3.0 reads it: a part of it was trained there."""
+        parts = [*(("adapters", name) for name in leaves(tree)), *(("fusions", fuse.name) for fuse in fusions(tree))]
+        return any(part in self.semantics for part in parts)
+
+    def view(self, site: int) -> View | None:
+        """How `adapters` reads a site, or None where it reads it as it is."""
+        return self._views.get(site)
+
+    def counts_prefixes(self) -> bool:
+        """Whether relative positions of `adapters` count prefixes on this model."""
+        return self._counts_prefixes
 
     def add_head(self, name: str, config: HeadConfig, backbone: Backbone, module: nn.Module | None = None) -> None:
         """Build a head on the trunk's last hidden state, where the last layer is; `module`: a custom one, built.
@@ -122,6 +150,7 @@ class Parts(nn.Module):
         for key in [key for key in self._sites if key[:2] == (table, name)]:
             del self._sites[key]
         self.records(table).pop(name, None)
+        self.semantics.pop((table, name), None)
         if table == "adapters":
             self.origins.pop(name, None)
 

@@ -18,9 +18,9 @@ from graftwork.compose.answer import head_of
 from graftwork.compose.fold import Folded, fold
 from graftwork.compose.grammar import as_composition
 from graftwork.compose.inputs import ROWS
+from graftwork.compose.legacy import marked, program
 from graftwork.compose.lower import lanes_of, lanes_of_rows
 from graftwork.compose.parts import Parts
-from graftwork.compose.reference import program
 from graftwork.compose.route import BatchRoute, Program, route
 from graftwork.compose.tree import BatchSplit, Composition, Parallel, has, show
 from graftwork.errors import AdapterError, CompositionError
@@ -155,9 +155,10 @@ class Planner:
     ) -> Plan:
         if batch < 1:
             raise CompositionError("a batch needs at least one row")
-        distinct = tuple(dict.fromkeys(trees))
-        for tree in distinct:
+        for tree in dict.fromkeys(trees):
             self._parts.check(tree)
+        trees = tuple(marked(tree) if self._parts.as_adapters(tree) else tree for tree in trees)
+        distinct = tuple(dict.fromkeys(trees))
         if per_row and len(trees) != batch:
             raise CompositionError(f"adapters= names {len(trees)} compositions for a batch of {batch} rows")
         whole = len(distinct) == 1 and not has(distinct[0], Parallel) and not has(distinct[0], BatchSplit)
@@ -190,6 +191,8 @@ class Planner:
 
     def _folded(self, used: list[Folded], tree: Composition) -> Program:
         """The program of a tree folded at every site, again where a weight has changed; `used` collects its folds."""
+        if self._parts.as_adapters(tree):
+            return self._program(tree)
         old = self._folds.get(tree)
         if old is None or any(one is not None and one.stale for one in old):
             sites = enumerate(self._normed)

@@ -107,7 +107,7 @@ def _attend(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     mask = _lengthened(attention_mask, found, query, key, causal)
     if position_bias is not None:
-        options["position_bias"] = _biased(position_bias, found.keys.shape[2])
+        options["position_bias"] = _biased(tap.first, position_bias, found, key)
     keys = torch.cat([found.keys.to(key).expand(key.shape[0], -1, -1, -1), key], dim=2)
     values = torch.cat([found.values.to(value).expand(value.shape[0], -1, -1, -1), value], dim=2)
     # causality is in the mask by now: the function must not work it out again from the longer keys
@@ -134,6 +134,11 @@ def _lengthened(mask: Tensor | None, found: Positions, query: Tensor, key: Tenso
     return torch.cat([front, mask.expand(rows, -1, -1, -1)], dim=3)
 
 
-def _biased(bias: Tensor, size: int) -> Tensor:
-    """A position bias (1, H, Q, K) with none for the new positions: they stand nowhere."""
+def _biased(first: nn.Module, bias: Tensor, found: Positions, key: Tensor) -> Tensor:
+    """A position bias (1, H, Q, K) with none for the new positions; where these are counted, the first layer of the
+    stack, which has the table, works it out again over all of them."""
+    size, queries, keys = found.keys.shape[2], bias.shape[2], key.shape[2]
+    if found.counted and getattr(first, "has_relative_attention_bias", False):
+        counted = first.compute_bias(queries, size + keys, device=key.device, past_seen_tokens=keys - queries)  # type: ignore[operator]
+        return counted  # type: ignore[no-any-return]
     return torch.cat([bias.new_zeros(*bias.shape[:3], size), bias], dim=3)

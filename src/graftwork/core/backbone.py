@@ -22,6 +22,7 @@ from graftwork.core.families import OF_MODEL_TYPE, Family
 from graftwork.core.fingerprint import fingerprint
 from graftwork.core.hooks import Runtime, SiteHook
 from graftwork.core.locate import Columns, Located, locate
+from graftwork.core.quirks import View, view_of
 from graftwork.core.shapes import SHAPES
 from graftwork.core.site import Site
 from graftwork.core.taps import EmbedTap, HeadTap, InputTap, LinearTap, PromptTap, weight_of
@@ -87,6 +88,12 @@ class Backbone:
         if site.place == "embed":
             norm = next((one for one in reversed(list(located.modules["embed"].modules())) if _is_norm(one)), None)
         return Ground(weight=weight, shared=shared, norm=norm)
+
+    def view(self, site: Site) -> View | None:
+        """How AdapterHub's `adapters` reads a site, where that is not as it is (`core/quirks.py`)."""
+        stack = next(stack for stack in self.family.stacks if stack.name == site.stack)
+        last = list(self.trunk.get_submodule(stack.layers).children())[-1]
+        return view_of(self.config.model_type, self._located[site.index], last)
 
     @property
     def normed(self) -> tuple[bool | None, ...]:

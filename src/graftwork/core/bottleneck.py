@@ -143,24 +143,30 @@ class Bottleneck(nn.Module):
         """u, (B, T, D): what the module says, before it is settled into the stream."""
         # a half-precision base may keep single layers, and so its stream, in float32 (T5)
         x = (reading.residual if self.inputs else self.read(reading, delta)).to(self.dtype)
+        carried = None
+        if self.config.adapter_residual_before_ln and not self.config.is_parallel:
+            carried = self.carried(reading, delta).to(self.dtype)
+        return self.finish(self.propose(x), x, carried).to(reading.output.dtype)
+
+    def propose(self, x: Tensor) -> Tensor:
+        """scale · up(f(down(x))), (B, T, D): what comes out of the bottleneck for x (B, T, D)."""
         inner = x if self.norm_before is None else self.norm_before(x)
         u: Tensor = self.up(self.activation(self.down(inner)))
         if self.config.stochastic_depth and self.training:
             u = _drop_rows(u, self.config.stochastic_depth)
         if self.scale is not None:
-            u = u * self.scale
-        elif self.config.scaling != 1:
-            u = u * float(self.config.scaling)
+            return u * self.scale
+        return u if self.config.scaling == 1 else u * float(self.config.scaling)
+
+    def finish(self, u: Tensor, x: Tensor, carried: Tensor | None) -> Tensor:
+        """What is proposed, after dropout, gate and a norm of its own; carried: what that norm sees with u. (B, T, D)."""
         u = functional.dropout(u, self.config.dropout, self.training)
         if self.gate is not None:
             u = u * opened(self.gate, x)
-        if self.norm_after is not None:
-            if self.config.adapter_residual_before_ln and not self.config.is_parallel:
-                carried = self.carried(reading, delta).to(u.dtype)
-                u = self.norm_after(u + carried) - carried
-            else:
-                u = self.norm_after(u)
-        return u.to(reading.output.dtype)
+        if self.norm_after is None:
+            return u
+        normed: Tensor = self.norm_after(u if carried is None else u + carried)
+        return normed if carried is None else normed - carried
 
     def settle(self, reading: Reading, delta: Delta, change: Tensor) -> Delta:
         """Turn u into a change of the stream: carried + u is what the flags ask for, the rest is already there."""

@@ -145,11 +145,15 @@ def narrow(tensor: Tensor, rows: Rows, tokens: Tokens) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Positions put in front of something: keys and values (B, H, P, W) each, real (B, P) or None where all are."""
+    """Positions put in front of something: keys and values (B, H, P, W) each, real (B, P) or None where all are.
+
+    counted: relative positions of the real keys begin after them (`core/quirks.py`); else they stand nowhere.
+    """
 
     keys: Tensor
     values: Tensor
     real: Tensor | None = None
+    counted: bool = False
 
 
 class Route(Protocol):
