@@ -40,6 +40,7 @@ from graftwork.core.bottleneck import Bottleneck
 from graftwork.core.fusion import Fusion
 from graftwork.core.lora import LoRA
 from graftwork.core.quirks import View
+from graftwork.core.reft import Reft
 from graftwork.core.site import NO_DELTA, Delta, Positions, Reading
 from graftwork.core.union import Union
 

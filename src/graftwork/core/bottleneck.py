@@ -159,7 +159,7 @@ class Bottleneck(nn.Module):
         return u if self.config.scaling == 1 else u * float(self.config.scaling)
 
     def finish(self, u: Tensor, x: Tensor, carried: Tensor | None) -> Tensor:
-        """What is proposed, after dropout, gate and a norm of its own; carried: what that norm sees with u. (B, T, D)."""
+        """What is proposed, after dropout, gate and a norm of its own; carried: what that norm sees with u."""
         u = functional.dropout(u, self.config.dropout, self.training)
         if self.gate is not None:
             u = u * opened(self.gate, x)
