@@ -90,14 +90,15 @@ class DoRA(LinearAdapter):
         """m/‖W + s·B·A‖, (D,)."""
         if self.is_paper:
             with torch.no_grad():
-                norm = _norms(weight + (self.scale * (self.b @ self.a)).to(weight.dtype))
+                norm = _norms(weight, self.scale * (self.b @ self.a))
         else:
-            norm = _norms(weight + (self.b @ self.a).to(weight.dtype))
+            norm = _norms(weight, self.b @ self.a)
         ratio: Tensor = self.magnitude / norm.to(self.magnitude.dtype)
         return ratio
 
 
-def _norms(weight: Tensor) -> Tensor:
-    """The length of each output's row, (D, inputs) -> (D,), in float32 at least."""
-    norms: Tensor = torch.linalg.vector_norm(weight.to(torch.promote_types(weight.dtype, torch.float32)), dim=1)
+def _norms(weight: Tensor, change: Tensor | None = None) -> Tensor:
+    """The length of each output's row, (D, inputs) -> (D,), in float32 at least: a small change must not be lost."""
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    norms: Tensor = torch.linalg.vector_norm(weight if change is None else weight + change.to(weight.dtype), dim=1)
     return norms

@@ -83,12 +83,12 @@ class Union(nn.Module):
         super().__init__()
         for index, module in members.items():
             self.add_module(index, module)
+        self._order = sorted(members, key=lambda index: getattr(members[index], "edits_block", False))
 
     @property
     def members(self) -> tuple[Adapter, ...]:
         """In the order of the union, those last that edit the block's output."""
-        found = sorted(self.children(), key=lambda module: getattr(module, "edits_block", False))
-        return tuple(cast(Adapter, module) for module in found)
+        return tuple(cast(Adapter, self._modules[index]) for index in self._order)
 
     def read(self, reading: Reading, delta: Delta, *, before_norm: bool = False) -> Tensor:
         """What the last member sees, (B, T, D)."""
