@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from graftwork.core.bottleneck_options import BottleneckOptions
 from graftwork.core.distributions import begin
-from graftwork.core.initial import generator_of
+from graftwork.core.initial import blank, generator_of
 from graftwork.errors import AdapterError
 
 Side = Literal["down", "up"]
@@ -155,12 +155,13 @@ def _add_rule(
     n = config.phm_dim
     shapes = {"rule_left": (n, n, 1), "rule_right": (n, 1, n)} if config.factorized_phm_rule else {"rule": (n, n, n)}
     for name, shape in shapes.items():
-        values = torch.empty(shape)
+        values = blank(*shape)
+        values.requires_grad_(config.learn_phm)
         if config.phm_c_init == "normal":
             nn.init.normal_(values, std=spread[0], generator=source)
         else:
             nn.init.uniform_(values, -spread[1], spread[1], generator=source)
-        module.register_parameter(name, nn.Parameter(values, requires_grad=config.learn_phm))
+        module.register_parameter(name, values)
 
 
 def _add_matrices(
@@ -173,12 +174,12 @@ def _add_matrices(
     if config.factorized_phm_W:
         shapes = {"W_left": (n, rows, rank), "W_right": (n, rank, columns)}
     for name, shape in shapes.items():
-        values = torch.empty(shape)
-        for matrix in values:
+        values = blank(*shape)
+        for matrix in values.detach():
             _begin(matrix, config, source)
         if side == "up" and name != "W_left" and config.init_weights == "mam_adapter":
             nn.init.zeros_(values)  # one factor of two: with both at zero nothing would learn
-        module.register_parameter(name, nn.Parameter(values))
+        module.register_parameter(name, values)
 
 
 def _begin(matrix: Tensor, config: BottleneckOptions, source: torch.Generator | None) -> None:
