@@ -150,10 +150,19 @@ def test_an_option_that_is_not_read_is_refused(tmp_path: Path, config: dict[str,
         read_peft(write(tmp_path / "a", config, pair(QUERY.format(0))), BASE, facts())
 
 
-def test_feed_forward_ia3_scales_inputs_and_is_refused(tmp_path: Path) -> None:
+def test_a_feed_forward_ia3_scales_what_the_last_linear_takes(tmp_path: Path) -> None:
     theirs = {"base_model.model.bert.encoder.layer.0.output.dense.ia3_l": rand(1, WIDTH)}
-    with pytest.raises(PackageError, match="scales the inputs"):
-        read_peft(write(tmp_path / "a", {"feedforward_modules": ["output.dense"]}, theirs, "IA3"), BASE, facts())
+    theirs |= {f"base_model.model.{QUERY.format(n)}.ia3_l": rand(WIDTH, 1) for n in range(2)}
+    config = {"feedforward_modules": ["output.dense"]}
+    found = read_peft(write(tmp_path / "a", config, theirs, "IA3"), BASE, facts(3))
+    assert found.method is not None
+    assert (found.method["inner_ffn"], found.method["output_lora"], found.method["leave_out"]) == (True, False, [2])
+    assert torch.equal(found.tensors["adapter/layer.0/ffn.down.input/scale"], rand(1, WIDTH)[0])
+    assert torch.equal(found.tensors["adapter/layer.1/ffn.down.input/scale"], torch.ones(WIDTH))
+    assert found.tensors.keys() >= {f"adapter/layer.{n}/attn.query/scale" for n in range(2)}
+    theirs = {f"base_model.model.{QUERY.format(0)}.ia3_l": rand(1, WIDTH)}
+    with pytest.raises(PackageError, match=r"inputs of attn\.query"):
+        read_peft(write(tmp_path / "b", {}, theirs, "IA3"), BASE, facts())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,14 @@ from graftwork.registry.foreign.imported import Imported
 from graftwork.registry.foreign.reft import orthogonal
 from tests.registry.foreign.hub_files import WIDTH, meta, rand, write
 
-REFT = {"architecture": "reft", "layers": "all", "prefix_positions": 3, "r": 2, "orthogonality": False}
+REFT = {
+    "architecture": "reft",
+    "layers": "all",
+    "prefix_positions": 3,
+    "suffix_positions": 1,
+    "r": 2,
+    "orthogonality": False,
+}
 AT = "bert.encoder.layer.0.reft_layer.refts.a.units."
 
 
@@ -58,6 +65,12 @@ def test_a_reft(tmp_path: Path, projection: str) -> None:
     rows = found.tensors["adapter/layer.0/ffn/suffix.projection"]
     if projection == "orthogonal":
         torch.testing.assert_close(rows @ rows.T, torch.eye(2))
+
+
+def test_a_unit_that_is_never_used_is_left_out(tmp_path: Path) -> None:
+    found = one(write(tmp_path / "a", meta(REFT | {"suffix_positions": 0}), units("plain")))
+    assert not any("suffix" in name for name in found.tensors)
+    assert {fate.source.split(".units.")[1][0] for fate in found.fates if not fate.target} == {"1"}
 
 
 @pytest.mark.parametrize(("said", "used"), [(None, True), (True, True), (False, False)])

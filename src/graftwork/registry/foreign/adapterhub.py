@@ -122,7 +122,7 @@ class _Reading:
             read_prefix(self.ledger, self.keys, config, self.layout, self.facts)
         elif architecture == "reft":
             config = reft_config(written, self.subtract, self.where, notes)
-            read_reft(self.ledger, self.keys, self.layout)
+            read_reft(self.ledger, self.keys, config, self.layout)
         elif architecture == "prompt_tuning":
             config = prompt_config(written, self.where)
             read_prompt(self.ledger, self.keys, self.layout)

@@ -91,10 +91,8 @@ def _unfolded(
     """Tensors by our name, the keys each comes from, and what was done."""
     if config["kind"] == "ia3":
         named = {"lora_B": "scale"}
-        # without a gate every factor is multiplied by alpha, which is 1 unless somebody changed it
-        factor = 1.0 if config["use_gating"] else float(config["alpha"])
-        made = {"scale": _need(ledger, tensors, "lora_B", own).reshape(-1) * factor}
-        how = "flattened" if factor == 1.0 else f"flattened, times alpha {factor:g}"
+        made = {"scale": _need(ledger, tensors, "lora_B", own).reshape(-1)}
+        how = "flattened"
     elif config["kind"] == "vera":
         named, how = {}, "folded: A' = D·A and b = B'·B, one LoRA"
         a, b = (_need(ledger, {n: ledger.given[k.text] for n, k in shared.items()}, n, shared) for n in _PAIR)
@@ -182,13 +180,14 @@ def _config(config: Mapping[str, Any], kinds: set[str], layout: Layout, ledger: 
     if layout.swapped and (config["intermediate_lora"] or config["output_lora"]):
         ledger.notes.append("AdapterHub calls up_proj 'output' and down_proj 'intermediate' here; ours name the linear")
     if config["kind"] == "ia3":
-        for field in ("r", "alpha", "dropout", "init_weights"):
+        for field in ("r", "dropout"):
             config.pop(field)
+        config["init_weights"] = "bert" if config["init_weights"] == "bert" else "ia3"
     if config["kind"] == "vera":
         ledger.notes.append("AdapterHub's VeRA trains whole matrices: folded into the LoRA that it equals")
         config["kind"] = "dora" if dora else "lora"
         config["init_weights"] = "lora"
-    return config
+    return config | ({"variant": "adapters"} if config["kind"] == "dora" else {})
 
 
 def _letter(kind: str) -> str:

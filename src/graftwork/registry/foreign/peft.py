@@ -18,7 +18,7 @@ import torch
 from graftwork.errors import PackageError
 from graftwork.registry.foreign.files import read_json, read_weights
 from graftwork.registry.foreign.imported import Asserted, Facts, Imported, Ledger, Place
-from graftwork.registry.foreign.linears import ROOT, need_base, placement, places_of
+from graftwork.registry.foreign.linears import ROOT, means, need_base, placement, places_of
 
 CONFIG, SAFE, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 # parameter of a module -> ours
@@ -97,11 +97,6 @@ def _refuse_options(config: Mapping[str, Any], where: str) -> None:
     for key, value in config.items():
         if key not in _SETTLED and value not in (None, False, [], {}, ""):
             raise PackageError(f"{where}: option {key!r} with value {value!r:.80} changes the adapter and is not read")
-    if config.get("feedforward_modules") and str(config["peft_type"]).upper() == "IA3":
-        raise PackageError(
-            f"{where}: feedforward_modules {config['feedforward_modules']!r:.80}: PEFT scales the inputs of these "
-            "linears, and ours the outputs; (IA)³ on keys and values alone is read"
-        )
 
 
 def _modules(ledger: Ledger, config: Mapping[str, Any], kind: str) -> dict[str, _Module]:
@@ -175,15 +170,9 @@ def _take(
             f"{ledger.where}: {len(lost)} modules are no linears of the base that we know, such as {lost[0]!r}; "
             f"it has {', '.join(list(facts.places)[:2])}, …"
         )
-    flags, extra = placement((place.site for places in placed.values() for place in places), facts)
     if kind == "IA3":
-        for path, module in modules.items():
-            for place in placed[path]:
-                scale = _rows(ledger, module.tensors["scale"].reshape(-1), place, path)
-                ledger.take(module.sources["scale"], f"adapter/{place.site}/scale", scale, "flattened")
-        for place in extra:
-            _fill(ledger, place, {"scale": torch.ones(place.width)})
-        return {"kind": "ia3", **flags}
+        return _take_scales(ledger, modules, placed, facts)
+    flags, extra = placement((place.site for places in placed.values() for place in places), facts)
     ranks = [module.tensors["a"].shape[0] for module in modules.values()]
     scales = {module.scale for module in modules.values()}
     rank, one = max(ranks), len(scales) == 1 and min(ranks) == max(ranks)
@@ -199,6 +188,46 @@ def _take(
     dora = {"kind": "dora"} if config.get("use_dora") else {"kind": "lora"}
     alpha = scales.pop() * rank if one else float(rank)
     return {**dora, **flags, "r": rank, "alpha": alpha, "dropout": float(config.get("lora_dropout") or 0.0)}
+
+
+def _take_scales(
+    ledger: Ledger, modules: Mapping[str, _Module], placed: Mapping[str, tuple[Place, ...]], facts: Facts
+) -> dict[str, Any]:
+    """(IA)³: a column (outputs, 1) scales what a linear gives, a row (1, inputs) what the feed-forward's last takes."""
+    inner = {path for path, module in modules.items() if module.tensors["scale"].shape[0] == 1}
+    outer = [place.site for path, places in placed.items() if path not in inner for place in places]
+    flags, _ = placement(outer, facts)
+    for path, module in modules.items():
+        for place in placed[path]:
+            scale, site = module.tensors["scale"].reshape(-1), place.site
+            if path in inner:
+                if place.kind != "ffn.down" or len(scale) != place.inputs:
+                    raise PackageError(
+                        f"{ledger.where}: module {path!r} scales the {len(scale)} inputs of {place.kind}; read are the "
+                        "inputs of the feed-forward block's last linear"
+                    )
+                site += ".input"
+            else:
+                scale = _rows(ledger, scale, place, path)
+            ledger.take(module.sources["scale"], f"adapter/{site}/scale", scale, "flattened")
+    depths = {place.depth for places in placed.values() for place in places}
+    known = [place for places in facts.places.values() for place in places if place.depth in depths]
+    for place in [p for p in known if inner and p.kind == "ffn.down" and not _holds(ledger, f"{p.site}.input")]:
+        _fill(
+            ledger,
+            Place(f"{place.site}.input", place.depth, place.inputs, place.inputs),
+            {"scale": torch.ones(place.inputs)},
+        )
+    for place in [p for p in known if means(flags, p.kind) and not _holds(ledger, p.site)]:
+        _fill(ledger, place, {"scale": torch.ones(place.width)})
+    meant = {
+        p.depth for ps in facts.places.values() for p in ps if means(flags, p.kind) or (inner and p.kind == "ffn.down")
+    }
+    return {"kind": "ia3", **flags, "inner_ffn": bool(inner), "leave_out": sorted(meant - depths)}
+
+
+def _holds(ledger: Ledger, site: str) -> bool:
+    return f"adapter/{site}/scale" in ledger.tensors
 
 
 def _take_pair(ledger: Ledger, module: _Module, place: Place, rank: int, path: str, scale: float) -> None:

@@ -74,12 +74,19 @@ def _filled(
     return config
 
 
-def read_reft(ledger: Ledger, keys: list[Key], layout: Layout) -> None:
-    """Take every tensor of a ReFT, each projection as the matrix it stands for. Raises PackageError."""
+def read_reft(ledger: Ledger, keys: list[Key], config: Mapping[str, Any], layout: Layout) -> None:
+    """Take every tensor of a ReFT, each projection as the matrix it stands for. Raises PackageError.
+
+    AdapterHub stores a unit for positions that are never edited; such a one is left out.
+    """
+    used = {"prefix": config["prefix_positions"] or config["tied_weights"], "suffix": config["suffix_positions"]}
     for key in keys:
         site = layout.site(key.place) if key.collection == "refts" else None
         unit, _, leaf = key.leaf.removeprefix("units.").partition(".")
         if site is None or unit not in _SIDES:
+            continue
+        if not used[_SIDES[unit]]:
+            ledger.ignore(key.text, f"never used: {_SIDES[unit]}_positions is 0")
             continue
         target = f"adapter/{site}/{_SIDES[unit]}"
         if leaf in ("learned_source.weight", "learned_source.bias"):
