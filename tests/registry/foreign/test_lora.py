@@ -8,7 +8,7 @@ import torch
 
 from graftwork.errors import PackageError
 from graftwork.registry.foreign.adapterhub import read_adapterhub
-from graftwork.registry.foreign.imported import Imported
+from graftwork.registry.foreign.imported import Facts, Imported, Place
 from tests.registry.foreign.hub_files import WIDTH, meta, rand, write
 
 LORA = {"architecture": "lora", "r": 2, "alpha": 2, "attn_matrices": ["q", "v"]}
@@ -84,19 +84,31 @@ def test_a_merged_projection_is_cut_into_parts(tmp_path: Path, letters: list[str
     assert {fate.source for fate in found.fates} == theirs.keys()
 
 
-def test_modernberts_merged_gate_and_up_share_their_a(tmp_path: Path) -> None:
-    theirs = pair("layers.0.mlp.Wi", outputs=32)
-    found = one(write(tmp_path / "a", meta(LORA | {"intermediate_lora": True}, model_type="modernbert"), theirs))
-    a, b = theirs["layers.0.mlp.Wi.loras.a.lora_A"], theirs["layers.0.mlp.Wi.loras.a.lora_B"]
-    for site, rows in (("gate", b[:16]), ("up", b[16:])):
-        assert torch.equal(found.tensors[f"adapter/layer.0/ffn.{site}/a"], a)
-        assert torch.equal(found.tensors[f"adapter/layer.0/ffn.{site}/b"], rows)
-
-
-def test_thirds_that_are_no_query_key_and_value_are_refused(tmp_path: Path) -> None:
-    theirs = pair("deberta.encoder.layer.0.attention.self.in_proj", rank=4, outputs=WIDTH * 2)
-    with pytest.raises(PackageError, match="head by head"):
-        read_adapterhub(write(tmp_path / "a", meta(LORA, model_type="deberta"), theirs))
+@pytest.mark.parametrize("letters", [["q", "v"], ["k"]])
+def test_debertas_thirds_are_parts_of_query_key_and_value(tmp_path: Path, letters: list[str]) -> None:
+    """One matrix (3·D, D) by AdapterHub's own scatter, and ours of the three sites put back where heads have them."""
+    count, heads = len(letters), 2
+    place = "deberta.encoder.layer.0.attention.self.in_proj.loras.a."
+    theirs = {f"{place}lora_A": rand(2 * count, WIDTH), f"{place}lora_B": rand(WIDTH * count, 2)}
+    rows = torch.arange(3 * WIDTH).view(heads, 3, -1)
+    kinds = ("attn.query", "attn.key", "attn.value")
+    sites = tuple(Place(f"layer.0/{k}", 0, WIDTH, WIDTH, rows[:, n].reshape(-1)) for n, k in enumerate(kinds))
+    known = Facts(places={"encoder.layer.0.attention.self.in_proj": sites})
+    folder = write(tmp_path / "a", meta(LORA | {"attn_matrices": letters, "alpha": 6}, model_type="deberta"), theirs)
+    (found,) = read_adapterhub(folder, facts=known)
+    grouped = torch.nn.functional.conv1d(
+        theirs[f"{place}lora_A"][None], theirs[f"{place}lora_B"][..., None], groups=count
+    )[0]
+    whole = torch.zeros(3, WIDTH, WIDTH)
+    whole["qkv".index(letters[0]) :: 2][:count] = 3 * grouped.view(count, WIDTH, WIDTH)
+    assert found.method is not None
+    scale = found.method["alpha"] / found.method["r"]
+    ours = torch.zeros(3 * WIDTH, WIDTH)
+    for site in sites:
+        ours[site.rows] = scale * found.tensors[f"adapter/{site.site}/b"] @ found.tensors[f"adapter/{site.site}/a"]
+    torch.testing.assert_close(ours, whole.flatten(0, 1))
+    with pytest.raises(PackageError, match="head by head: give the base"):
+        read_adapterhub(folder)
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -17,7 +17,7 @@ import torch
 from graftwork.errors import PackageError
 from graftwork.registry.foreign.imported import Facts, Ledger
 from graftwork.registry.foreign.keys import Key
-from graftwork.registry.foreign.places import Layout
+from graftwork.registry.foreign.places import Layout, bare
 
 DEFAULTS: dict[str, Any] = {
     "selfattn_lora": True,
@@ -77,7 +77,10 @@ def read_lora(
             continue  # left over: the ledger names it
         tensors = {leaf: ledger.given[key.text] for leaf, key in own.items()}
         tensors, sources, how = _unfolded(ledger, config, tensors, own, shared)
-        kinds |= _put(ledger, site, tensors, sources, how, config, layout, facts)
+        if layout.by_heads and site.endswith("attn.qkv"):
+            kinds |= _put_by_heads(ledger, bare(layout.prefix, place), tensors, sources, config, facts)
+        else:
+            kinds |= _put(ledger, site, tensors, sources, how, config, layout)
     return _config(config, kinds, layout, ledger)
 
 
@@ -134,7 +137,6 @@ def _put(
     how: str,
     config: Mapping[str, Any],
     layout: Layout,
-    facts: Facts,
 ) -> set[str]:
     """Give one linear's tensors to its site, or to one site a part; returns the kinds of site."""
     head, _, kind = site.rpartition("/")
@@ -143,23 +145,53 @@ def _put(
         for name, tensor in tensors.items():
             ledger.fold(sources[name], f"adapter/{site}/{name}", tensor, how)
         return {kind}
-    if kind == "attn.qkv" and layout.by_heads:
-        raise PackageError(
-            f"{ledger.where}: {sources[next(iter(sources))][0]!r} adapts thirds of a projection whose outputs lie head "
-            "by head (DeBERTa): AdapterHub's thirds are no query, key and value. Retrain it, or merge it into the base"
-        )
-    chosen = [part for part in parts if not part.startswith("attn.") or _letter(part) in config["attn_matrices"]]
+    chosen = [part for part in parts if _letter(part) in config["attn_matrices"]]
     for number, part in enumerate(chosen):
         for name, tensor in tensors.items():
-            sliced = _slice(ledger, name, tensor, number, len(chosen), own_rank=kind == "attn.qkv")
+            sliced = _slice(ledger, name, tensor, number, len(chosen))
             ledger.fold(sources[name], f"adapter/{head}/{part}/{name}", sliced, f"sliced: part {number} for {part}")
     return set(chosen)
 
 
-def _slice(ledger: Ledger, name: str, tensor: torch.Tensor, number: int, count: int, *, own_rank: bool) -> torch.Tensor:
-    """Part `number` of `count` of a merged linear's tensor; A is common to the parts unless each has its own rank."""
-    if (name == "a" or name.startswith("gate")) and not own_rank:
-        return tensor
+def _put_by_heads(
+    ledger: Ledger,
+    place: str,
+    tensors: Mapping[str, torch.Tensor],
+    sources: Mapping[str, list[str]],
+    config: Mapping[str, Any],
+    facts: Facts,
+) -> set[str]:
+    """DeBERTa's projection gives query, key and value head by head, and AdapterHub adapts thirds of it all the same.
+
+    Its thirds are parts of all three. Each of them gets the whole A, and of B the rows that are its own.
+    """
+    sites = facts.places.get(place)
+    if not sites or config["use_gating"]:
+        why = "with gates it has no equal here" if sites else "give the base, which says how many heads it has"
+        raise PackageError(f"{ledger.where}: {place!r} is adapted by thirds whose outputs lie head by head: {why}")
+    letters = [letter in config["attn_matrices"] for letter in "qkv"]
+    back = tensors.get("b", tensors.get("scale"))
+    assert back is not None
+    size, count = back.shape[0] // sum(letters), sum(letters)
+    whole = torch.ones(3 * size) if "scale" in tensors else torch.zeros(3 * size, count * back.shape[1])
+    thirds = [third for third in range(3) if letters[third]]
+    for number, third in enumerate(thirds):
+        rows, own = slice(third * size, (third + 1) * size), back[number * size : (number + 1) * size]
+        if "scale" in tensors:
+            whole[rows] = own
+        else:
+            whole[rows, number * back.shape[1] : (number + 1) * back.shape[1]] = own
+    for site in sites:
+        part = whole if site.rows is None else whole[site.rows]
+        name = "scale" if "scale" in tensors else "b"
+        ledger.fold(sources[name], f"adapter/{site.site}/{name}", part, "its rows of three thirds")
+        if "a" in tensors:
+            ledger.fold(sources["a"], f"adapter/{site.site}/a", tensors["a"], "copied to query, key and value")
+    return {site.kind for site in sites}
+
+
+def _slice(ledger: Ledger, name: str, tensor: torch.Tensor, number: int, count: int) -> torch.Tensor:
+    """Part `number` of `count` of a merged linear's tensor."""
     if not count or tensor.shape[0] % count:
         raise PackageError(f"{ledger.where}: {name} of shape {tuple(tensor.shape)} does not split into {count} parts")
     size = tensor.shape[0] // count
@@ -170,6 +202,9 @@ def _config(config: Mapping[str, Any], kinds: set[str], layout: Layout, ledger: 
     """The configuration that says which linears have tensors."""
     config = dict(config)
     dora = config.pop("dora")
+    if layout.by_heads and "r" in config and kinds & {"attn.query", "attn.key", "attn.value"}:
+        count = len(set(config["attn_matrices"]) & set("qkv"))
+        config |= {"r": config["r"] * count, "alpha": config["alpha"] * count}
     attention = {_letter(kind) for kind in kinds if kind.startswith(("attn.", "cross."))}
     config["attn_matrices"] = [letter for letter in "qkvo" if letter in attention]
     config["selfattn_lora"] = any(kind.startswith("attn.") for kind in kinds)

@@ -55,11 +55,11 @@ class Layout:
 
     def is_embed(self, place: str) -> bool:
         """Whether a module path is where invertible adapters are kept."""
-        return self.is_root(place) or _bare(self.prefix, place) == self.embed
+        return self.is_root(place) or bare(self.prefix, place) == self.embed
 
     def is_root(self, place: str) -> bool:
         """Whether a module path is the model itself."""
-        return _bare(self.prefix, place) in ("", self.prefix)
+        return bare(self.prefix, place) in ("", self.prefix)
 
     @property
     def embed_site(self) -> str:
@@ -91,7 +91,7 @@ def layout_of(model_type: str, where: str) -> Layout:
     raise PackageError(f"{where}: model_type {model_type!r} has no known layout; there are {known}")
 
 
-def _bare(prefix: str, place: str) -> str:
+def bare(prefix: str, place: str) -> str:
     return place.removeprefix(prefix + ".") if prefix else place
 
 
@@ -191,13 +191,7 @@ _LLAMA = {
     "mlp.down_proj": "ffn.down",
 }
 _PHI = {**_LLAMA, "self_attn.dense": "attn.out", "mlp.fc1": "ffn.up", "mlp.fc2": "ffn.down"}
-_MODERNBERT = {
-    **_ADAPTERS,
-    "attn.Wqkv": "attn.qkv",
-    "attn.Wo": "attn.out",
-    "mlp.Wi": "ffn.wi",
-    "mlp.Wo": "ffn.down",
-}
+_MODERNBERT = {**_ADAPTERS, "attn.Wqkv": "attn.qkv", "attn.Wo": "attn.out", "mlp.Wi": "ffn.up", "mlp.Wo": "ffn.down"}
 _GPT2 = {
     **_ADAPTERS,
     "attn": "attn.kv",
@@ -207,13 +201,7 @@ _GPT2 = {
     "mlp.c_fc": "ffn.up",
     "mlp.c_proj": "ffn.down",
 }
-_GPTJ = {
-    **_ADAPTERS,
-    "attn": "attn.kv",
-    **_under("attn", _PROJ),
-    "mlp.fc_in": "ffn.up",
-    "mlp.fc_out": "ffn.down",
-}
+_GPTJ = {**_ADAPTERS, "attn": "attn.kv", **_under("attn", _PROJ), "mlp.fc_in": "ffn.up", "mlp.fc_out": "ffn.down"}
 _CLIP = {
     **_ADAPTERS,
     "self_attn": "attn.kv",
@@ -248,6 +236,8 @@ _ALBERT = {
     "ffn": "ffn.up",
     "ffn_output": "ffn.down",
 }
+_LAYERS = "encoder.layers.#"
+_CLIP_TEXT, _CLIP_VISION = {"clip_text_model_self_prefix": "attn"}, {"clip_vision_model_self_prefix": "attn"}
 _ALBERT_LAYERS = "encoder.albert_layer_groups.#.albert_layers.#"
 _MERGED = {"attn.qkv": ("attn.query", "attn.key", "attn.value")}
 
@@ -279,21 +269,28 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(("llama", "mistral"), "model", (Stack("", "layers.#", _LLAMA),), swapped=True),
     Layout(("gemma2", "gemma3_text", "qwen2", "qwen3"), "model", (Stack("", "layers.#", _LLAMA),)),
     Layout(("phi",), "model", (Stack("", "layers.#", _PHI),)),
-    Layout(
-        ("modernbert",),
-        "model",
-        (Stack("", "layers.#", _MODERNBERT),),
-        merged={**_MERGED, "ffn.wi": ("ffn.gate", "ffn.up")},
-    ),
+    Layout(("modernbert",), "model", (Stack("", "layers.#", _MODERNBERT),), merged=_MERGED),
     Layout(("vit",), "vit", (Stack("", "encoder.layer.#", _VIT),)),
     Layout(("beit",), "beit", (Stack("", "encoder.layer.#", _VIT),)),
     Layout(
-        ("clip", "clip_text_model", "clip_vision_model"),
+        ("clip",),
         "clip",
         (
-            Stack("text", "text_model.encoder.layers.#", _CLIP, {"clip_text_model_self_prefix": "attn"}),
-            Stack("vision", "vision_model.encoder.layers.#", _CLIP, {"clip_vision_model_self_prefix": "attn"}),
+            Stack("text", f"text_model.{_LAYERS}", _CLIP, _CLIP_TEXT),
+            Stack("vision", f"vision_model.{_LAYERS}", _CLIP, _CLIP_VISION),
         ),
         "text_model",
+    ),
+    Layout(("clip_text_model",), "", (Stack("", f"text_model.{_LAYERS}", _CLIP, _CLIP_TEXT),), "text_model"),
+    Layout(("clip_vision_model",), "", (Stack("", f"vision_model.{_LAYERS}", _CLIP, _CLIP_VISION),)),
+    Layout(
+        ("encoder-decoder",),  # of two BERTs or RoBERTas; its prefixes are one group over both, which is not read
+        "",
+        (
+            Stack("encoder", "encoder.encoder.layer.#", _BERT, {}),
+            Stack("decoder", "decoder.bert.encoder.layer.#", _BERT, {}),
+            Stack("decoder", "decoder.roberta.encoder.layer.#", _BERT, {}),
+        ),
+        "encoder",
     ),
 )
