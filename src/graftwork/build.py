@@ -21,7 +21,9 @@ from transformers.utils import logging
 from graftwork.compose.tree import Composition, Fuse, Stack
 from graftwork.core.adapter import MethodConfig
 from graftwork.core.backbone import load_tokenizer
-from graftwork.core.heads import read_head
+from graftwork.core.heads import HeadConfig, read_head
+from graftwork.core.heads_facts import HeadFacts, facts_of
+from graftwork.core.heads_hub import causal_lm, masked_lm, sentence_embedding
 from graftwork.core.kinds import read_config, write_config
 from graftwork.errors import AdapterError, Conflict, RecipeError
 from graftwork.manifest import Manifest, Member
@@ -98,8 +100,20 @@ def adapter_config(section: AdapterSection) -> MethodConfig:
 
 def add_task_head(model: AdapterModel, task: Task, name: str, pooling: str | None = None) -> None:
     """Add the head that a task wants, freshly initialised, with its labels. Raises AdapterError."""
+    if task.follows_base:
+        facts = facts_of(model.backbone)
+        model.add_head(name, _BY_BASE[task.head_kind](facts, pooling))
+        return
     spec = task.head(model.default_dropout, pooling or model.default_pooling)
     model.add_head(name, read_head(spec.model_dump()))
+
+
+# kind of head that is shaped by the base -> its configuration from the base's facts and a pooling
+_BY_BASE: dict[str, Callable[[HeadFacts, str | None], HeadConfig]] = {
+    "masked_lm": lambda facts, _: masked_lm(facts).config,
+    "causal_lm": lambda facts, _: causal_lm(facts).config,
+    "sentence_embedding": lambda facts, pooling: sentence_embedding(facts, pooling or "mean").config,
+}
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def answer(
 ) -> list[Answer]:
     """One answer a row, in their order; labels are not looked at. Raises DataError, InputTooLong, AdapterError."""
     encoded = task.encode(rows, encoder)
-    by_length = sorted(range(len(encoded)), key=lambda row: -len(encoded[row].input_ids))  # the largest batch first
+    by_length = sorted(range(len(encoded)), key=lambda row: -encoded[row].length)  # the largest batch first
     answers: dict[int, Answer] = {}
     training = model.training
     model.eval()

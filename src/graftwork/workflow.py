@@ -30,7 +30,12 @@ from graftwork.train.data import read_split
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import train as run
 
-FIELDS = ("text", "text_pair", "tokens")  # what a row may be asked with; everything else in a file is not sent
+FIELDS = (
+    "text",
+    "text_pair",
+    "tokens",
+    "choices",
+)  # what a row may be asked with; everything else in a file is not sent
 
 
 def read_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:

@@ -15,6 +15,8 @@ from graftwork.errors import CompositionError
 from graftwork.manifest import IDENTITY, Manifest
 from graftwork.model import AdapterModel
 from graftwork.recipe import ADAPTER_FLAGS, Recipe
+from graftwork.schema.conflicts import FIELDS
+from graftwork.tasks.kinds import TASKS
 from tests.shared import ROOT
 
 
@@ -144,6 +146,15 @@ def test_a_table_that_is_not_there_is_noticed() -> None:
         table("format.md", "## Nowhere")
     assert holds("Fuse", "none") == "no"
     assert holds("Fuse", "Stack") == "yes"
+
+
+def test_the_kinds_of_task() -> None:
+    rows = table("recipes.md", "### Kinds of task")
+    assert [bare(row[0]) for row in rows] == list(FIELDS) == list(TASKS)
+    for kind, (_, form, _, scores) in zip(FIELDS, rows, strict=True):
+        assert set(re.findall(r"\w+", form)) >= set(FIELDS[kind])
+        labels = ("O", "B-x") if kind == "tagging" else ("a", "b")
+        assert TASKS[kind](labels=labels if TASKS[kind].has_labels else ()).main_score == scores.split()[0].strip(",;")
 
 
 def test_the_kinds_of_head() -> None:

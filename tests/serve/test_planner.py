@@ -142,7 +142,7 @@ REFUSALS = [
      'the task is classification, which reads one text; leave "text_pair" out or take another head'),
     ({"adapters": "mood", "haed": "x"}, 'unknown key \'haed\': did you mean "head"?'),
     ({"adapters": "mood", "label": "no"},
-     'unknown key \'label\': a row has "text", "text_pair", "tokens", "adapters", "head"'),
+     'unknown key \'label\': a row has "text", "text_pair", "tokens", "choices", "adapters", "head"'),
     ({}, 'has no "adapters": say which composition, or "none" for the frozen base with a "head"'),
     ({"adapters": "mood", "tokens": ["w1"]}, 'needs either "text" or "tokens", a list of words'),
 ]  # fmt: skip
@@ -178,6 +178,6 @@ def test_a_row_of_python_may_hold_a_block() -> None:
 def test_every_key_is_accepted_somewhere() -> None:
     check_row({"text": "a", "text_pair": "b", "adapters": "x", "head": "y"})
     check_row({"tokens": ["a"], "adapters": "x"})
-    assert set(KEYS) == {"text", "text_pair", "adapters", "head", "tokens"}
+    assert set(KEYS) == {"text", "text_pair", "adapters", "head", "tokens", "choices"}
     with pytest.raises(GraftworkError, match="unknown key '3'"):
         check_row({3: 1, "text": "a", "adapters": "x"})

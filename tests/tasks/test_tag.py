@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graftwork.errors import AdapterError
+from graftwork.tasks.encoded import IGNORED
 from graftwork.tasks.tag import Tagging
-from graftwork.tasks.text import IGNORED, TextEncoder
+from graftwork.tasks.text import TextEncoder
 from tests.tasks.vocabularies import NAMES, tokenizer
 
 LABELS = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")

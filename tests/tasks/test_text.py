@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from graftwork.errors import BackboneError, DataError, InputTooLong, UserError
-from graftwork.tasks.text import IGNORED, Encoded, TextEncoder, vocabulary_digest
+from graftwork.tasks.encoded import IGNORED, Encoded
+from graftwork.tasks.text import TextEncoder, vocabulary_digest
 from graftwork.tasks.words import Words
 from tests.tasks import vocabularies
 from tests.tasks.vocabularies import NAMES, fresh, tokenizer

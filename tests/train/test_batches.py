@@ -15,7 +15,18 @@ from tests.tasks import vocabularies
 from tests.train import small
 
 WORDS = st.lists(st.sampled_from([*small.GOOD, *small.FILLERS]), min_size=1, max_size=12)
-LABELS = {"classification": ("a", "b"), "pair": ("a", "b"), "regression": (), "tagging": ("O", "B-x")}
+LABELS = {
+    "classification": ("a", "b"),
+    "pair": ("a", "b"),
+    "regression": (),
+    "tagging": ("O", "B-x"),
+    "multilabel": ("a", "b", "c"),
+    "multiple_choice": ("0", "1"),
+    "question_answering": (),
+    "dependency_parsing": ("O", "B-x"),
+    "causal_lm": (),
+    "similarity": (),
+}
 
 
 def row_of(kind: str, words: list[str]) -> dict[str, Any]:
@@ -25,6 +36,16 @@ def row_of(kind: str, words: list[str]) -> dict[str, Any]:
         "pair": {"text": text, "text_pair": text[: len(text) // 2] + "x", "label": "b"},
         "regression": {"text": text, "label": len(words) / 3},
         "tagging": {"tokens": words, "tags": ["O" if len(word) % 2 else "B-x" for word in words]},
+        "multilabel": {"text": text, "labels": list("abc"[: len(words) % 4])},
+        "multiple_choice": {"text": words[0], "choices": [text, words[-1]], "label": len(words) % 2},
+        "question_answering": {"text": words[0], "text_pair": text, "answers": words[-1:]},
+        "dependency_parsing": {
+            "tokens": words,
+            "heads": [0, *[1] * (len(words) - 1)],
+            "tags": ["O" if len(word) % 2 else "B-x" for word in words],
+        },
+        "causal_lm": {"text": text},
+        "similarity": {"text": text, "text_pair": words[-1]},
     }[kind]
 
 
@@ -53,5 +74,5 @@ def test_a_loader_hands_out_batches_whole() -> None:
     batches = list(DataLoader(rows, batch_size=2, collate_fn=as_it_is))
     assert [len(batch["labels"]) for batch in batches] == [2, 2, 1]
     assert len(rows) == 5
-    assert rows.lengths.tolist() == [len(row.input_ids) for row in encoded]
+    assert rows.lengths.tolist() == [row.length for row in encoded]
     assert torch.equal(rows[4]["input_ids"], batches[2]["input_ids"])

@@ -17,7 +17,17 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "pair": ("text", "text_pair", "label"),
     "regression": ("text", "text_pair", "label"),  # text_pair in all rows or in none
     "tagging": ("tokens", "tags"),
+    "multilabel": ("text", "labels"),
+    "multiple_choice": ("text", "choices", "label"),
+    "question_answering": ("text", "text_pair", "answers"),
+    "dependency_parsing": ("tokens", "heads", "tags"),
+    "masked_lm": ("text",),
+    "causal_lm": ("text",),
+    "similarity": ("text", "text_pair", "label"),  # label in all rows or in none
 }
+OPTIONAL = {"regression": "text_pair", "similarity": "label"}  # what all rows may lack
+WITHOUT_LABELS = ("regression", "question_answering", "masked_lm", "causal_lm", "similarity")
+POOLS = ("classification", "pair", "regression", "multilabel", "multiple_choice", "similarity")  # one answer a row
 _NOT_FLAGS = ("variant", "composition", "language_adapter", "task_adapter", "members")
 
 
@@ -69,12 +79,15 @@ def _composition(adapter: Mapping[str, Any], method: Any) -> Iterator[Problem]:
 
 def _task(task: Mapping[str, Any]) -> Iterator[Problem]:
     labels = task.get("labels")
-    if labels is not None and task.get("kind") == "regression":
+    kind = task.get("kind")
+    if labels is not None and kind == "regression":
         yield _about("task", "labels", "a regression predicts a number and has no labels; remove it")
+    elif labels is not None and (kind in WITHOUT_LABELS or kind == "multiple_choice"):
+        yield _about("task", "labels", f"{kind} has no labels to name; remove it")
     elif isinstance(labels, list) and (twice := _twice(labels)):
         yield _about("task", "labels", f"{twice[0]!r} stands there twice; name each label once")
-    if task.get("pooling") is not None and task.get("kind") == "tagging":
-        yield _about("task", "pooling", "tagging answers once a token and pools nothing; remove it")
+    if task.get("pooling") is not None and kind in FIELDS and kind not in POOLS:
+        yield _about("task", "pooling", f"{kind} answers once a token and pools nothing; remove it")
 
 
 def _columns(kind: Any, columns: Any) -> Iterator[Problem]:

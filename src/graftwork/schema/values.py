@@ -78,8 +78,11 @@ ReductionFactor = Annotated[
 ]
 Scaling = Annotated[_Whole | _Number | Literal["learned", "channel"], Allowed("a number, learned or channel")]
 
-TaskKind = Literal["classification", "pair", "regression", "tagging"]
+TaskKind = Literal[
+    "classification", "pair", "regression", "tagging", "multilabel", "multiple_choice", "question_answering",
+    "dependency_parsing", "masked_lm", "causal_lm", "similarity",
+]  # fmt: skip
 Columns = Annotated[
-    dict[Literal["text", "text_pair", "label", "tokens", "tags"], Text],
-    Allowed("a mapping from text, text_pair, label, tokens or tags to the name of a column"),
+    dict[Literal["text", "text_pair", "label", "tokens", "tags", "labels", "choices", "answers", "heads"], Text],
+    Allowed("a mapping from text, text_pair, label, tokens, tags, labels, choices, answers or heads to a column"),
 ]

@@ -44,6 +44,7 @@ ROW = {
     "properties": {
         "text": {"type": "string"},
         "text_pair": {"type": "string", "description": "the second text of a pair"},
+        "choices": {"type": "array", "items": {"type": "string"}, "description": "texts to choose from"},
         "tokens": {"type": "array", "items": {"type": "string"}, "description": "words, instead of text"},
         "adapters": {
             "type": "string",

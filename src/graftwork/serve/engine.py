@@ -146,13 +146,14 @@ class Engine:
 
     def _forward(self, batch: Sequence[Unit]) -> dict[Unit, Outcome]:
         """One forward over B rows, each with its composition and its head."""
-        tensors = batch[0].encoder.pad([unit.encoded for unit in batch])  # (B, T) each
+        owners = [unit for unit in batch for _ in unit.encoded.rows]  # a unit of several texts has a row for each
+        tensors = batch[0].encoder.pad([text for unit in batch for text in unit.encoded.rows])  # (B, T) each
         started = time.perf_counter()
         with self._turn, torch.inference_mode():
             output = self.model(
                 **{key: tensor.to(self.model.device) for key, tensor in tensors.items()},
-                adapters=[unit.tree for unit in batch],
-                head=[unit.head for unit in batch],
+                adapters=[unit.tree for unit in owners],
+                head=[unit.head for unit in owners],
             )
             groups = [(group.rows.tolist(), group.logits.float().cpu()) for group in output.groups]
             self.counts.forwards += 1
@@ -160,8 +161,11 @@ class Engine:
             self.counts.pieces += sum(unit.length for unit in batch)
             self.counts.padded += tensors["input_ids"].numel()
             self.counts.compositions += len({unit.tree for unit in batch})
-        rows = [(batch[row], own) for members, logits in groups for row, own in zip(members, logits, strict=True)]
-        return {unit: self._decoded(unit, own) for unit, own in rows}
+        said: dict[Unit, list[torch.Tensor]] = {}
+        for members, logits in groups:
+            for row, own in zip(members, logits, strict=True):
+                said.setdefault(owners[row], []).append(own)
+        return {unit: self._decoded(unit, own[0] if len(own) == 1 else torch.stack(own)) for unit, own in said.items()}
 
     def _decoded(self, unit: Unit, logits: torch.Tensor) -> Outcome:
         """The answer to one row, from logits (L,) or (T, L)."""

@@ -20,11 +20,13 @@ from graftwork.errors import AdapterError, CompositionError, DataError, PackageE
 from graftwork.registry.store import Registry
 from graftwork.serve.catalog import Catalog, Found
 from graftwork.serve.outcomes import Outcome, failure
+from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.task import Task, shown
-from graftwork.tasks.text import Encoded, TextEncoder, vocabulary_digest
+from graftwork.tasks.text import TextEncoder, vocabulary_digest
 
-KEYS = ("text", "text_pair", "tokens", "adapters", "head")
-READS_PAIRS = ("pair", "regression")  # kinds of task that read "text_pair"; any other would silently leave it out
+KEYS = ("text", "text_pair", "tokens", "choices", "adapters", "head")
+# kinds of task that read "text_pair"; any other would silently leave it out
+READS_PAIRS = ("pair", "regression", "question_answering", "similarity")
 MEMBERS = 64  # names in the composition of one row
 
 
@@ -46,7 +48,7 @@ class Unit:
     @property
     def length(self) -> int:
         """T, the number of pieces."""
-        return len(self.encoded.input_ids)
+        return self.encoded.length
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,19 @@ class Planner:
             task = task_of(head)
             packages = tuple(dict.fromkeys((*catalog.packages(tree), *head.closure)))
             encoder, encoded = self._encode(row, task)
-            tokens = covered(tree, len(encoded.input_ids))
+            tokens = covered(tree, [len(text.input_ids) for text in encoded.rows])
         except Exception as error:
             return failure(error, self._registry.root)
         return Unit(tree, head.name, task, encoded, encoder, packages, tokens)
 
     def _encode(self, row: Mapping[str, Any], task: Task) -> tuple[TextEncoder, Encoded]:
-        given = {key: row[key] for key in ("text", "text_pair", "tokens") if row.get(key) is not None}
+        given = {key: row[key] for key in ("text", "text_pair", "tokens", "choices") if row.get(key) is not None}
         if "text_pair" in given and task.kind not in READS_PAIRS:
             raise DataError(
                 f'the task is {task.kind}, which reads one text; leave "text_pair" out or take another head'
             )
+        if "choices" in given and task.kind != "multiple_choice":
+            raise DataError(f'the task is {task.kind}, which has no choices; leave "choices" out or take another head')
         limit = min(task.max_length, self._longest)
         with self._tokenising:
             if limit not in self._encoders:
@@ -187,22 +191,23 @@ def task_of(head: Found) -> Task:
     except DataError as error:
         raise PackageError(f"package {head.name}: {error}") from error
     built, wanted = head.manifest.head, task.head(dropout=0.0, pooling="first")
-    if built is None or (built.kind, built.num_outputs) != (wanted.kind, wanted.num_outputs):
+    fits = built is not None and built.kind == wanted.kind
+    if built is None or not fits or (not task.follows_base and built.num_outputs != wanted.num_outputs):
         raise PackageError(
             f"package {head.name}: its task is {task.kind} with {wanted.num_outputs} outputs, its head another"
         )
     return task
 
 
-def covered(tree: Composition, length: int) -> int | None:
-    """How many pieces the Splits of a composition cover, None without one. Raises unless they are the text's."""
+def covered(tree: Composition, lengths: Sequence[int]) -> int | None:
+    """How many pieces the Splits of a composition cover, None without one. Raises unless each text has as many."""
     runs = runs_of(tree)
     if runs[0][0] is None:
         return None
     total = sum(size for size, _ in runs if size is not None)
-    if total != length:
+    if other := [length for length in lengths if length != total]:
         raise CompositionError(
-            f"{show(tree)} covers {total} pieces and the text has {length}, special ones included; they must be equal"
+            f"{show(tree)} covers {total} pieces and the text has {other[0]}, special ones included; they must be equal"
         )
     return total
 

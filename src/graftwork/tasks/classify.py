@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.metrics import class_scores
 from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, shown, text_problems
-from graftwork.tasks.text import Encoded, TextEncoder
+from graftwork.tasks.text import TextEncoder
 
 
 @final

@@ -2,9 +2,15 @@
 
 from graftwork.errors import DataError
 from graftwork.manifest import TaskSpec
+from graftwork.tasks.answering import Answering
+from graftwork.tasks.choice import Choice
 from graftwork.tasks.classify import Classification
+from graftwork.tasks.language import CausalLanguage, MaskedLanguage
+from graftwork.tasks.multilabel import Multilabel
 from graftwork.tasks.pair import Pair
+from graftwork.tasks.parse import Parsing
 from graftwork.tasks.regression import Regression
+from graftwork.tasks.similarity import Similarity
 from graftwork.tasks.tag import Tagging
 from graftwork.tasks.task import Task, shown
 
@@ -13,6 +19,13 @@ TASKS: dict[str, type[Task]] = {
     "pair": Pair,
     "regression": Regression,
     "tagging": Tagging,
+    "multilabel": Multilabel,
+    "multiple_choice": Choice,
+    "question_answering": Answering,
+    "dependency_parsing": Parsing,
+    "masked_lm": MaskedLanguage,
+    "causal_lm": CausalLanguage,
+    "similarity": Similarity,
 }
 
 

@@ -4,11 +4,17 @@ Classes:  accuracy, F1 averaged over the classes that occur, Matthews' correlati
 Values:   Pearson r, Spearman rho (Pearson r of ranks, ties share their mean rank)     closed forms in numpy
 Tags:     precision, recall, F1 of whole entities, micro-averaged as conlleval does    seqeval
           accuracy of words                                                            closed form
+Labels:   F1 over all decisions and its mean over labels, exact rows                   closed forms
+Answers:  exact match and F1 of words, best of several                                 SQuAD's closed form
+Parses:   labelled and unlabelled attachment                                           closed form
 
 Where a score is undefined (no entity anywhere, a constant side of a correlation) it is 0.0: never NaN, which would win
 or lose every comparison at random. Knows no rows, answers or tensors.
 """
 
+import re
+import string
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,6 +83,58 @@ def entity_scores(predicted: Tags, gold: Tags) -> dict[str, float]:
 def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """The entities in one row of tags, read as entity_scores reads them: (type, first word, last word + 1)."""
     return [(str(kind), int(first), int(last) + 1) for kind, first, last in get_entities(list(tags))]
+
+
+def label_scores(predicted: Tags, gold: Tags, labels: Sequence[str]) -> dict[str, float]:
+    """f1_micro over all decisions, f1_macro its mean over labels, exact: rows with every label right.
+
+    A label that is neither predicted nor there counts 0 in the mean. Raises ValueError for unequal or no rows.
+    """
+    _check_lengths(predicted, gold)
+    mine, theirs = ([set(row) for row in rows] for rows in (predicted, gold))
+    both = [[sum(label in a and label in b for a, b in zip(mine, theirs, strict=True)) for label in labels]]
+    both += [[sum(label in row for row in rows) for label in labels] for rows in (mine, theirs)]
+    hits, found, there = (numpy.array(counts, dtype=numpy.float64) for counts in both)
+    each = 2 * hits / numpy.maximum(found + there, 1)
+    return {
+        "f1_micro": float(2 * hits.sum() / max(found.sum() + there.sum(), 1)),
+        "f1_macro": float(each.mean()),
+        "exact": sum(a == b for a, b in zip(mine, theirs, strict=True)) / len(mine),
+    }
+
+
+def answer_scores(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
+    """exact_match and f1 of words, each by the best of a row's right answers, as SQuAD's own script has them.
+
+    No right answers: "" is right. Raises ValueError for unequal or no rows.
+    """
+    _check_lengths(predicted, gold)
+    best = [[_overlap(_plain(text), _plain(right)) for right in (rights or [""])]
+            for text, rights in zip(predicted, gold, strict=True)]  # fmt: skip
+    exact = [max(equal for equal, _ in row) for row in best]
+    return {"exact_match": sum(exact) / len(exact), "f1": sum(max(f1 for _, f1 in row) for row in best) / len(best)}
+
+
+def _plain(text: str) -> list[str]:
+    kept = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", kept).split()
+
+
+def _overlap(mine: list[str], right: list[str]) -> tuple[float, float]:
+    common = sum((Counter(mine) & Counter(right)).values())
+    if not mine or not right:
+        return float(mine == right), float(mine == right)
+    return float(mine == right), 2 * common / (len(mine) + len(right))
+
+
+def attachment_scores(
+    predicted: Sequence[Sequence[tuple[int, str]]], gold: Sequence[Sequence[tuple[int, str]]]
+) -> dict[str, float]:
+    """uas: words with the right head; las: and the right relation too. Raises ValueError as tag_accuracy."""
+    _check_tags(predicted, gold)  # type: ignore[arg-type]
+    pairs = [pair for row in zip(predicted, gold, strict=True) for pair in zip(*row, strict=True)]
+    total = max(len(pairs), 1)
+    return {"las": sum(a == b for a, b in pairs) / total, "uas": sum(a[0] == b[0] for a, b in pairs) / total}
 
 
 def _check_lengths(predicted: Sequence[Any], gold: Sequence[Any]) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from graftwork.tasks.classify import class_answer, class_problems
+from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.metrics import class_scores
 from graftwork.tasks.task import Answer, Row, Task, text_problems
-from graftwork.tasks.text import Encoded, TextEncoder
+from graftwork.tasks.text import TextEncoder
 
 
 @final

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from graftwork.errors import AdapterError
+from graftwork.tasks.encoded import IGNORED, Encoded
 from graftwork.tasks.metrics import entities, entity_scores, tag_accuracy
 from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, shown, string_problems, text_problems
-from graftwork.tasks.text import IGNORED, Encoded, TextEncoder
+from graftwork.tasks.text import TextEncoder
 from graftwork.tasks.words import Words
 
 ENTITY_PREFIXES = ("B-", "I-", "E-", "S-")
@@ -44,9 +45,9 @@ class Tagging(Task):
 
     def problems(self, row: Row, with_labels: bool) -> list[str]:
         if with_labels:
-            return _list_problems(row, "tokens", self.form) + _tag_problems(row, self.labels, self.form)
+            return list_problems(row, "tokens", self.form) + tag_problems(row, self.labels, self.form)
         return (
-            _list_problems(row, "tokens", self.form)
+            list_problems(row, "tokens", self.form)
             if "tokens" in row
             else text_problems(row, "text", '{"text"} or {"tokens"}')
         )
@@ -98,7 +99,7 @@ def _found(tags: Sequence[str], words: Words) -> list[dict[str, Any]]:
     return found
 
 
-def _list_problems(row: Row, field: str, form: str) -> list[str]:
+def list_problems(row: Row, field: str, form: str) -> list[str]:
     """What is wrong with a field that must hold a list of strings."""
     if field not in row:
         return [missing(row, field, form)]
@@ -108,8 +109,9 @@ def _list_problems(row: Row, field: str, form: str) -> list[str]:
     return [problem for place, item in enumerate(value) for problem in string_problems(item, f'"{field}"[{place}]')]
 
 
-def _tag_problems(row: Row, labels: Sequence[str], form: str) -> list[str]:
-    found = _list_problems(row, "tags", form)
+def tag_problems(row: Row, labels: Sequence[str], form: str) -> list[str]:
+    """What is wrong with the tags of a row: one known label for each token."""
+    found = list_problems(row, "tags", form)
     if found or "tokens" not in row:
         return found
     tokens, tags = row["tokens"], row["tags"]

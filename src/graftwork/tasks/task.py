@@ -15,7 +15,8 @@ import torch
 
 from graftwork.errors import AdapterError, DataError, GraftworkError, InputTooLong
 from graftwork.manifest import HeadSpec, TaskSpec
-from graftwork.tasks.text import Encoded, TextEncoder
+from graftwork.tasks.encoded import Encoded, Target
+from graftwork.tasks.text import TextEncoder
 
 Row = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -39,6 +40,8 @@ class Task(ABC):
     head_kind: ClassVar[str]
     head_layers: ClassVar[int]
     pools: ClassVar[bool] = True  # whether the head answers once per row; else once per piece
+    outputs: ClassVar[int] = 1  # of the head, where there are no labels
+    follows_base: ClassVar[bool] = False  # whether the head is shaped by the base: its vocabulary, its width
 
     def __post_init__(self) -> None:
         twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
@@ -67,8 +70,8 @@ class Task(ABC):
         """One row as pieces, its label not looked at. Raises InputTooLong, DataError."""
 
     @abstractmethod
-    def target(self, row: Row, features: Encoded) -> int | float | tuple[int, ...]:
-        """What the head should answer to a row: a class index, a value, or (T,) tag indices."""
+    def target(self, row: Row, features: Encoded) -> Target:
+        """What the head should answer to a row: a class index, a value, (T,) tag indices; see `Target`."""
 
     @abstractmethod
     def decode(self, logits: Any, encoded: Encoded) -> Answer:
@@ -101,11 +104,14 @@ class Task(ABC):
         return encoded
 
     def head(self, dropout: float, pooling: str) -> HeadSpec:
-        """The head this task wants. Dropout and pooling ("first", "last", "mean") are the base model's habit."""
+        """The head this task wants. Dropout and pooling ("first", "last", "mean") are the base model's habit.
+
+        Where it follows the base, only the kind is meant: the base's facts say the rest.
+        """
         return HeadSpec(
             kind=self.head_kind,
-            labels=self.labels,
-            num_outputs=len(self.labels) if self.has_labels else 1,
+            labels=self.labels if self.has_labels else (),
+            num_outputs=len(self.labels) if self.has_labels else self.outputs,
             layers=self.head_layers,
             activation="tanh",
             dropout=dropout,

@@ -15,38 +15,14 @@ Does not know: labels' names, models, files.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from graftwork.errors import BackboneError, DataError, InputTooLong, UserError
+from graftwork.tasks.encoded import Encoded, padded
 from graftwork.tasks.words import Words
-
-IGNORED = -100  # the label of a piece that no loss looks at
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One row, not yet padded. T pieces, special ones included."""
-
-    input_ids: tuple[int, ...]  # (T,)
-    token_type_ids: tuple[int, ...] | None  # (T,), where the tokenizer makes them
-    word_ids: tuple[
-        int | None, ...
-    ] = ()  # (T,) the word of each piece, None for special pieces; () if not split into words
-    words: Words | None = None  # what word_ids count, if the row was split into words
-    cut: int = 0  # pieces lost to truncation
-    labels: int | float | tuple[int, ...] | None = None  # class index, value, or (T,) tag indices with IGNORED
-
-    def first_pieces(self) -> dict[int, int]:
-        """Word -> its first piece. A word without pieces (empty, control characters, cut off) has no entry."""
-        first: dict[int, int] = {}
-        for piece, word in enumerate(self.word_ids):
-            if word is not None:
-                first.setdefault(word, piece)
-        return first
 
 
 class TextEncoder:
@@ -77,29 +53,20 @@ class TextEncoder:
         """Encode one text, or two as a pair. Raises InputTooLong, and DataError where no piece comes out."""
         return self._encode(text, pair)
 
+    def located(self, question: str, context: str) -> Encoded:
+        """Encode two texts as a pair, keeping where each piece of the second lies in it. Raises as `text` does."""
+        return self._encode(question, context, located=True)
+
     def words(self, words: Words) -> Encoded:
         """Encode words, keeping the word of every piece. Raises as `text` does."""
         return self._encode(words, None)
 
     def pad(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """Rows of one batch as tensors, padded on the right to the longest row.
+        """Rows of one batch as tensors, padded on the right to the longest row: see `padded`.
 
-        Returns input_ids, attention_mask (B, T) long, token_type_ids (B, T) long where the tokenizer makes them, and
-        labels where the rows have them: (B,) long for classes, (B,) float for values, (B, T) long for tags.
         A vocabulary without a padding piece (GPT-2, Llama) is padded with its end-of-sequence piece, masked out.
         """
-        width = max(len(row.input_ids) for row in rows)
-        batch = {
-            "input_ids": _rectangle([row.input_ids for row in rows], width, self.pad_id),
-            "attention_mask": _rectangle([(1,) * len(row.input_ids) for row in rows], width, 0),
-        }
-        types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
-        if types:
-            batch["token_type_ids"] = _rectangle(types, width, self.tokenizer.pad_token_type_id)
-        labels = [row.labels for row in rows if row.labels is not None]
-        if labels:
-            batch["labels"] = _label_tensor(labels, width)
-        return batch
+        return padded(rows, self.pad_id, int(self.tokenizer.pad_token_type_id))
 
     @property
     def pad_id(self) -> int:
@@ -107,7 +74,7 @@ class TextEncoder:
         candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(int(candidate) for candidate in candidates if candidate is not None)
 
-    def _encode(self, first: str | Words, second: str | None) -> Encoded:
+    def _encode(self, first: str | Words, second: str | None, located: bool = False) -> Encoded:
         pieces = self._pieces(first, second)
         length = len(pieces["input_ids"][0])
         if length > self.max_length:
@@ -125,6 +92,8 @@ class TextEncoder:
             word_ids=tuple(pieces.word_ids(0)) if isinstance(first, Words) else (),
             words=first if isinstance(first, Words) else None,
             cut=length - len(ids),
+            offsets=_offsets(pieces.encodings[0]) if located else (),
+            context=second if located and second is not None else "",
         )
 
     def _pieces(
@@ -148,6 +117,12 @@ class TextEncoder:
         return [f" {word}" if word and not word[0].isspace() else word for word in words.tokens]
 
 
+def _offsets(encoding: Any) -> tuple[tuple[int, int] | None, ...]:
+    """The place of each piece in the second text, None for pieces of the first and special ones."""
+    places = zip(encoding.sequence_ids, encoding.offsets, strict=True)
+    return tuple((int(start), int(end)) if text == 1 else None for text, (start, end) in places)
+
+
 def _glues_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether words given one by one lose the space between them, found by asking: does "a a" come out as a, a?"""
 
@@ -159,17 +134,6 @@ def _glues_words(tokenizer: PreTrainedTokenizerBase) -> bool:
         return list(encoded["input_ids"][0])
 
     return ids("a a") != ids(["a", "a"]) and ids("a a") == ids(["a", " a"])
-
-
-def _rectangle(rows: Sequence[tuple[int, ...]], width: int, fill: int) -> torch.Tensor:
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)  # (B, T)
-
-
-def _label_tensor(labels: Sequence[int | float | tuple[int, ...]], width: int) -> torch.Tensor:
-    tags = [label for label in labels if isinstance(label, tuple)]
-    if tags:
-        return _rectangle(tags, width, IGNORED)
-    return torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.long)
 
 
 def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,4 +1,4 @@
-"""The words of a text, with their places in it: the one rule that splits raw text for a tagger.
+"""The words of a text, with their places in it: the one rule that splits raw text for a tagger. And of an answer.
 
 The rule. White space and control characters separate words. Letters, digits, marks, underscores and joiners that touch
 each other are one word; every punctuation mark or symbol is a word of its own. A mark or joiner belongs to what it
@@ -11,9 +11,9 @@ Knows no tokenizer: pieces smaller than words are the business of text.py.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +63,15 @@ def _spans(text: str) -> list[tuple[int, int]]:
         else:
             spans.append((place, place + 1))
     return spans
+
+
+def span_of(answer: Any, context: str) -> tuple[int, int] | None:
+    """[start, end) of an answer in a context, in characters; None where it does not stand there, or is no answer."""
+    text = answer.get("text") if isinstance(answer, Mapping) else answer
+    if not isinstance(text, str) or not text:
+        return None
+    start = answer.get("start") if isinstance(answer, Mapping) else None
+    start = context.find(text) if start is None else start
+    if not isinstance(start, int) or start < 0 or context[start : start + len(text)] != text:
+        return None
+    return start, start + len(text)

@@ -2,37 +2,70 @@
 
 The numbers of all rows lie end to end in one array per field. A batch is one gather: token t of row b is at
 start[b] + t, and what lies past the row's end becomes the field's filler. The result is what `TextEncoder.pad` makes of
-the same rows, in a fraction of the time, which matters in the training step and nowhere else.
+the same rows, in a fraction of the time, which matters in the training step and nowhere else. Rows of several texts
+(the choices of a question) are all of as many.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from graftwork.tasks.text import IGNORED, Encoded, TextEncoder
+from graftwork.tasks.encoded import IGNORED, NO_WORD, Encoded
+from graftwork.tasks.text import TextEncoder
+
+_STORED: dict[type, type] = {numpy.int64: numpy.int32}  # ids are small: half the memory
+
+
+class _Lists:
+    """Lists of numbers (or of pairs of them), end to end, and gathered as a rectangle with a filler."""
+
+    def __init__(self, lists: Sequence[Sequence[Any]], filler: int, dtype: type = numpy.int64) -> None:
+        self.lengths = numpy.array([len(one) for one in lists], dtype=numpy.int64)  # (rows,)
+        self._starts = numpy.cumsum(self.lengths) - self.lengths
+        self._numbers: numpy.ndarray = numpy.array(
+            [number for one in lists for number in one], dtype=_STORED.get(dtype, dtype)
+        )
+        self._filler, self._dtype = filler, dtype
+
+    def gather(self, rows: numpy.ndarray) -> Tensor:
+        """(B, longest), or (B, longest, 2) for pairs."""
+        lengths = self.lengths[rows][:, None]  # (B, 1)
+        places = numpy.arange(lengths.max())[None, :]  # (1, T)
+        real = places < lengths  # (B, T)
+        found = self._numbers[self._starts[rows][:, None] + numpy.where(real, places, 0)] if len(self._numbers) else (
+            numpy.zeros(real.shape)
+        )  # fmt: skip
+        real = real[..., None] if found.ndim > 2 else real
+        return torch.from_numpy(numpy.where(real, found, self._filler).astype(self._dtype))
 
 
 class EncodedRows(Dataset[dict[str, Tensor]]):
     """Labelled rows as a data set. Ask for several rows at once (`__getitems__`), as a DataLoader does, for a batch."""
 
     def __init__(self, rows: Sequence[Encoded], encoder: TextEncoder) -> None:
-        tokenizer = encoder.tokenizer
-        self.lengths = numpy.array([len(row.input_ids) for row in rows], dtype=numpy.int64)  # (rows,)
-        self._starts = numpy.cumsum(self.lengths) - self.lengths
-        self._fields: dict[str, tuple[numpy.ndarray, int]] = {  # field -> (tokens of all rows,), filler
-            "input_ids": (_flat([row.input_ids for row in rows]), encoder.pad_id)
+        tokenizer, texts = encoder.tokenizer, [text for row in rows for text in row.rows]
+        self.lengths = numpy.array([row.length for row in rows], dtype=numpy.int64)  # (rows,)
+        self._parts = len(rows[0].parts) if rows else 0  # texts a row, 0 where a row is its own text
+        self._texts = {
+            "input_ids": _Lists([text.input_ids for text in texts], encoder.pad_id),
+            "attention_mask": _Lists([(1,) * len(text.input_ids) for text in texts], 0),
         }
-        if rows and rows[0].token_type_ids is not None:
-            types = [row.token_type_ids or () for row in rows]
-            self._fields["token_type_ids"] = (_flat(types), int(tokenizer.pad_token_type_id))
+        if texts and texts[0].token_type_ids is not None:
+            types = [text.token_type_ids or () for text in texts]
+            self._texts["token_type_ids"] = _Lists(types, int(tokenizer.pad_token_type_id))
+        self._lists: dict[str, _Lists] = {}
+        if any(row.word_starts for row in rows):
+            self._lists["word_starts"] = _Lists([row.word_starts for row in rows], NO_WORD)
         labels = [row.labels for row in rows]
-        tags = [label for label in labels if isinstance(label, tuple)]
-        if tags:
-            self._fields["labels"] = (_flat(tags), IGNORED)
-        self._labels = None if tags else torch.tensor(labels)  # (rows,) long or float
+        lists = [label for label in labels if isinstance(label, tuple)]
+        if lists:
+            values = any(isinstance(number, float) for label in lists for number in label)
+            self._lists["labels"] = _Lists(lists, IGNORED, numpy.float32 if values else numpy.int64)
+        self._labels = None if lists else torch.tensor(labels)  # (rows,) long or float
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -41,17 +74,13 @@ class EncodedRows(Dataset[dict[str, Tensor]]):
         return self.__getitems__([row])
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """input_ids, attention_mask, perhaps token_type_ids (B, T); labels (B,), or (B, T) for tags."""
+        """input_ids, attention_mask, perhaps token_type_ids (B, T) or (B, C, T); word_starts (B, W); labels."""
         chosen = numpy.asarray(rows)
-        lengths = self.lengths[chosen][:, None]  # (B, 1)
-        places = numpy.arange(lengths.max())[None, :]  # (1, T)
-        real = places < lengths  # (B, T)
-        where = self._starts[chosen][:, None] + numpy.where(real, places, 0)
-        batch = {
-            field: torch.from_numpy(numpy.where(real, flat[where], filler).astype(numpy.int64))
-            for field, (flat, filler) in self._fields.items()
-        }
-        batch["attention_mask"] = torch.from_numpy(real.astype(numpy.int64))
+        texts = chosen if not self._parts else (chosen[:, None] * self._parts + numpy.arange(self._parts)).ravel()
+        batch = {field: lists.gather(texts) for field, lists in self._texts.items()}
+        if self._parts:
+            batch = {field: tensor.view(len(chosen), self._parts, -1) for field, tensor in batch.items()}
+        batch |= {field: lists.gather(chosen) for field, lists in self._lists.items()}
         if self._labels is not None:
             batch["labels"] = self._labels[torch.from_numpy(chosen)]
         return batch
@@ -60,7 +89,3 @@ class EncodedRows(Dataset[dict[str, Tensor]]):
 def as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The collator for EncodedRows, which hands out whole batches already."""
     return batch
-
-
-def _flat(rows: Sequence[Sequence[int]]) -> numpy.ndarray:
-    return numpy.fromiter((number for row in rows for number in row), dtype=numpy.int32)

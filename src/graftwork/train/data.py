@@ -4,23 +4,30 @@
     pair             {"text", "text_pair", "label"}     label: text
     regression       {"text", "label"}                  label: a finite number; "text_pair" in all rows or in none
     tagging          {"tokens", "tags"}                 two lists of text, equally long
+    multilabel       {"text", "labels"}                 labels: a list of text, perhaps empty
+    multiple_choice  {"text", "choices", "label"}       label: the number of a choice, or its text
+    question_answering  {"text", "text_pair", "answers"}   answers: texts that stand in text_pair, perhaps none
+    dependency_parsing  {"tokens", "heads", "tags"}     heads: words from 1, 0 the root; tags: the relations
+    masked_lm, causal_lm  {"text"}
+    similarity       {"text", "text_pair"}              and "label", a number, in all rows or in none
 
 Other fields are dropped. Knows nothing of tokenizers, tensors or batches.
 """
 
 import hashlib
 import json
-import math
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from graftwork.errors import DataError
 from graftwork.recipe import DataSection, Recipe
-from graftwork.schema.conflicts import FIELDS, SPLITS
+from graftwork.schema.conflicts import FIELDS, OPTIONAL, SPLITS, WITHOUT_LABELS
 from graftwork.schema.problems import nearest, shown
+from graftwork.tasks.words import span_of
+from graftwork.train.fields import CHECKS, from_text, number
 from graftwork.train.records import Record, Records, read_records
 
 Row = dict[str, Any]
@@ -95,9 +102,10 @@ _Placed = tuple[str, Row]  # where a row stands, for messages about it
 def _rows(read: Mapping[str, Records], data: DataSection, kind: str) -> tuple[dict[str, list[_Placed]], list[str]]:
     """Records -> rows with exactly the fields of their task."""
     fields = FIELDS[kind]
-    pair = data.columns.get("text_pair", "text_pair")
-    if kind == "regression" and not any(pair in record.fields for found in read.values() for record in found.rows):
-        fields = tuple(field for field in fields if field != "text_pair")
+    optional = OPTIONAL.get(kind)
+    column = data.columns.get(optional, optional)  # type: ignore[call-overload]
+    if optional and not any(column in record.fields for found in read.values() for record in found.rows):
+        fields = tuple(field for field in fields if field != optional)
     rows: dict[str, list[_Placed]] = {split: [] for split in read}
     problems: list[str] = []
     for split, found in read.items():
@@ -121,100 +129,47 @@ def _row(record: Record, fields: Sequence[str], columns: Mapping[Any, str], kind
                 f"{record.place}: {column}: missing; the row has {has}; name their column in data.columns.{field}"
             )
             continue
-        check = _number if (kind, field) == ("regression", "label") else _CHECKS[field]
+        check = number if field == "label" and kind in ("regression", "similarity") else CHECKS[field]
         try:
-            row[field] = check(_from_text(record.fields[column], check) if record.only_text else record.fields[column])
+            row[field] = check(from_text(record.fields[column], check) if record.only_text else record.fields[column])
         except ValueError as error:
             wrong.append(f"{record.place}: {column}: {shown(record.fields[column])} {error}")
-    if not wrong and kind == "tagging" and len(row["tokens"]) != len(row["tags"]):
-        wrong.append(
-            f"{record.place}: {len(row['tokens'])} tokens but {len(row['tags'])} tags; give one tag for each token"
-        )
+    if not wrong:
+        wrong += [f"{record.place}: {problem}" for problem in _together(row)]
     return row, wrong
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("is not text; write it in quotes")
-    if not value.strip():
-        raise ValueError("is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("holds half a character (a lone surrogate), which no tokenizer takes") from None
-    return value
-
-
-def _label(value: Any) -> str:
-    """Class numbers and flags count as their JSON text: 1 -> "1", true -> "true"."""
-    if isinstance(value, bool | int):
-        return json.dumps(value)
-    if not isinstance(value, str):
-        raise ValueError("is not a label; a label is text or a whole number")
-    return _text(value)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("is not a number, which a regression learns")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError("is not a finite number")
-    return number
-
-
-def _tokens(value: Any) -> list[str]:
-    return _each(value, _text, "words")
-
-
-def _tags(value: Any) -> list[str]:
-    return _each(value, _label, "tags")
-
-
-def _each(value: Any, check: Callable[[Any], str], what: str) -> list[str]:
-    if not isinstance(value, list):
-        raise ValueError(f"is not a list of {what}")
-    if not value:
-        raise ValueError("is empty")
-    checked = []
-    for number, one in enumerate(value, 1):
-        try:
-            checked.append(check(one))
-        except ValueError as error:
-            raise ValueError(f"is not a list of {what}: number {number}, {shown(one)}, {error}") from None
-    return checked
-
-
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "text": _text,
-    "text_pair": _text,
-    "label": _label,
-    "tokens": _tokens,
-    "tags": _tags,
-}
-
-
-def _from_text(cell: str, check: Callable[[Any], Any]) -> Any:
-    """What a cell of a CSV file stands for: a number, a list written as JSON, or its text."""
-    try:
-        if check is _number:
-            return float(cell)
-        if check in (_tokens, _tags):
-            return json.loads(cell)
-    except (ValueError, RecursionError):
-        return cell
-    return cell
+def _together(row: Row) -> list[str]:
+    """What is wrong with the fields of a row beside each other. A choice named by its text becomes its number."""
+    found = [
+        f"{len(row['tokens'])} tokens but {len(row[field])} {field}; give one {field[:-1]} for each token"
+        for field in ("tags", "heads")
+        if field in row and len(row["tokens"]) != len(row[field])
+    ]
+    if "heads" in row:
+        count = len(row["tokens"])
+        found += [
+            f"heads: {head} is no word, 1 to {count}, and not 0" for head in row["heads"] if not 0 <= head <= count
+        ]
+    if "choices" in row:
+        numbers = [str(place) for place in range(len(row["choices"]))]
+        if row["label"] not in numbers and row["label"] in row["choices"]:
+            row["label"] = str(row["choices"].index(row["label"]))
+        found += [] if row["label"] in numbers else [f"label: {row['label']!r} is no choice; say 0 to {numbers[-1]}"]
+    for answer in row.get("answers", ()):
+        if span_of(answer, row["text_pair"]) is None:
+            found.append(f"answers: {shown(answer)} does not stand in text_pair")
+    return found
 
 
 def _labels(
     rows: Mapping[str, Sequence[_Placed]], read: Mapping[str, Records], kind: str, fixed: Sequence[str] | None
 ) -> tuple[tuple[str, ...], list[str]]:
     """The labels of a task, and the rows of any split that have another one."""
-    if kind == "regression":
+    if kind in WITHOUT_LABELS:
         return (), []
+    if kind == "multiple_choice":
+        return _choice_labels(rows)
     field = FIELDS[kind][-1]
     labels = tuple(fixed) if fixed else tuple(sorted({label for _, row in rows["train"] for label in _in(row, field)}))
     if len(labels) < 2:
@@ -238,6 +193,19 @@ def _labels(
                     )
     # A wrong prefix elsewhere is no label of train and was reported as that.
     return labels, problems + (_not_bio(rows["train"]) if kind == "tagging" else [])
+
+
+def _choice_labels(rows: Mapping[str, Sequence[_Placed]]) -> tuple[tuple[str, ...], list[str]]:
+    """The numbers of the choices, "0", "1", ...; the rows that have another number of them."""
+    counts = [len(row["choices"]) for _, row in rows["train"]]
+    count = max(counts, key=counts.count, default=0)
+    problems = [
+        f"{place}: choices: {len(row['choices'])} of them, where most rows have {count}; all rows need as many"
+        for found in rows.values()
+        for place, row in found
+        if len(row["choices"]) != count
+    ]
+    return tuple(str(number) for number in range(count)), problems
 
 
 def _in(row: Row, field: str) -> list[str]:

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy
 import safetensors.torch
+import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 
 from graftwork.errors import GoalMissed
-from graftwork.tasks.task import Row, Task
-from graftwork.tasks.text import Encoded
+from graftwork.tasks.encoded import Encoded
+from graftwork.tasks.task import Answer, Row, Task
 from graftwork.train.batches import EncodedRows, as_it_is
 from graftwork.train.callbacks import Bar, LogAtEpochEnd, SaveByTheClock
 from graftwork.train.checkpoint import STATE, Checkpoint
@@ -57,19 +57,26 @@ def _read_end(job: Job, end: Checkpoint) -> TrainerState:
 
 
 class DevScores:
-    """Scores logits of the dev rows, in the order of the rows, by the task itself. Raises GoalMissed for NaN."""
+    """Scores logits of the dev rows by the task itself, batch by batch in the order of the rows, so that no more than a
+    batch of them is kept. Raises GoalMissed for NaN."""
 
     def __init__(self, task: Task, encoded: Sequence[Encoded], rows: Sequence[Row]) -> None:
         self._task = task
         self._encoded = encoded
         self._rows = rows
+        self._answers: list[Answer] = []
 
-    def __call__(self, prediction: Any) -> Mapping[str, float]:
-        """prediction.predictions: (rows, L), or (rows, T, L) padded at the end -> name -> score."""
-        logits = prediction.predictions
-        if not numpy.isfinite(logits).all():
+    def __call__(self, prediction: Any, compute_result: bool = True) -> Mapping[str, float]:
+        """prediction.predictions: (B, L), or (B, T, L), of the next B rows -> name -> score, when it was the last."""
+        logits = torch.as_tensor(prediction.predictions).float().cpu()
+        if not bool(torch.isfinite(logits).all()):
             raise GoalMissed(
                 "training diverged: the model answers with numbers that are not finite; lower training.learning_rate"
             )
-        answers = [self._task.decode(logits[place], encoded) for place, encoded in enumerate(self._encoded)]
+        place = len(self._answers)
+        batch = self._encoded[place : place + len(logits)]
+        self._answers += [self._task.decode(own, encoded) for own, encoded in zip(logits, batch, strict=True)]
+        if not compute_result:
+            return {}
+        answers, self._answers = self._answers, []
         return self._task.score(answers, self._rows)

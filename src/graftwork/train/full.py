@@ -35,9 +35,18 @@ class FullModel(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        word_starts: Tensor | None = None,
     ) -> Any:
-        """Tensors (B, T), labels (B,) or (B, T) -> AdapterOutput of the head on the bare, unfrozen base."""
-        return self.model(input_ids, attention_mask, token_type_ids, labels=labels, adapters=None, head=self.head)
+        """Tensors (B, T) or (B, C, T), labels as the head has them -> its AdapterOutput on the bare, unfrozen base."""
+        return self.model(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            labels=labels,
+            word_starts=word_starts,
+            adapters=None,
+            head=self.head,
+        )
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """Every parameter once, tied ones under their first name."""

@@ -17,8 +17,9 @@ from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
 from graftwork.recipe import Recipe
 from graftwork.registry.store import Registry
+from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.task import Task
-from graftwork.tasks.text import Encoded, TextEncoder
+from graftwork.tasks.text import TextEncoder
 from graftwork.train.data import Data, load_data
 from graftwork.train.full import FullModel
 from graftwork.train.settings import wants_bf16
@@ -87,7 +88,7 @@ def prepare(recipe: Recipe, registry: Registry | None) -> Job:
     encoder = open_encoder(recipe.model.name, recipe.training.max_seq_length, "truncate", positions(model.config))
     task = recipe_task(recipe, data.labels)
     encoded = {split: task.encode(getattr(data, split), encoder, with_labels=True) for split in ("train", "dev")}
-    order = sorted(range(len(data.dev)), key=lambda row: -len(encoded["dev"][row].input_ids))
+    order = sorted(range(len(data.dev)), key=lambda row: -encoded["dev"][row].length)
     encoded["dev"] = [encoded["dev"][row] for row in order]
     if model.dtype == torch.float16:
         raise RecipeError("model.dtype: float16 loses small gradients; train in float32 or bfloat16")

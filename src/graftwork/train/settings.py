@@ -42,6 +42,7 @@ def arguments(recipe: Recipe, folder: Path, rows: int, metric: str) -> TrainingA
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
         label_names=["labels"],
+        batch_eval_metrics=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,  # progress is shown by our own callback
         report_to="none",

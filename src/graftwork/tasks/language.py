@@ -1,0 +1,123 @@
+"""Language modelling: texts are their own labels. Rows {"text"}.
+
+Masked (Devlin et al. 2019): 15 % of the pieces of a text, chosen by its own content, so that training, evaluation and a
+resumed run see the same ones, are replaced by the mask; where a text holds masks already, those are the ones. Causal:
+every piece is to be told from those before it. Scored by accuracy of pieces, the mean log-likelihood of a piece, and
+perplexity (exp of its negative), over all pieces of all rows.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import torch
+
+from graftwork.errors import DataError
+from graftwork.tasks.encoded import IGNORED, Encoded
+from graftwork.tasks.task import Answer, Row, Task, checked_logits, text_problems
+from graftwork.tasks.text import TextEncoder
+
+MASKED = 0.15  # share of the pieces that are hidden
+LISTED = 5  # candidates an answer names for each mask
+
+
+@dataclass(frozen=True)
+class _Language(Task):
+    form: ClassVar[str] = '{"text"}'
+    has_labels: ClassVar[bool] = False
+    follows_base: ClassVar[bool] = True
+    head_layers: ClassVar[int] = 2
+    pools: ClassVar[bool] = False
+
+    @property
+    def main_score(self) -> str:
+        return "log_likelihood"
+
+    def problems(self, row: Row, with_labels: bool) -> list[str]:
+        return text_problems(row, "text", self.form)
+
+    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
+        if len(answers) != len(rows) or not rows:
+            raise ValueError(f"{len(answers)} answers for {len(rows)} rows: a score needs one each, and at least one")
+        count = sum(answer["pieces"] for answer in answers)
+        mean = sum(answer["log_likelihood"] for answer in answers) / max(count, 1)
+        right = sum(answer["right"] for answer in answers) / max(count, 1)
+        return {"log_likelihood": mean, "perplexity": math.exp(min(-mean, 700.0)), "accuracy": right}
+
+
+@final
+@dataclass(frozen=True)
+class MaskedLanguage(_Language):
+    """One text, the pieces behind its masks."""
+
+    kind: ClassVar[str] = "masked_lm"
+    head_kind: ClassVar[str] = "masked_lm"
+
+    def features(self, row: Row, encoder: TextEncoder) -> Encoded:
+        whole, mask = encoder.text(row["text"]), encoder.tokenizer.mask_token_id
+        if mask is None:
+            raise DataError("masked_lm: the tokenizer has no mask; take a base that was trained with one")
+        if mask in whole.input_ids:
+            asked = tuple(place for place, piece in enumerate(whole.input_ids) if piece == mask)
+            return replace(whole, asked=asked, spell=encoder.tokenizer.convert_ids_to_tokens)
+        special = set(encoder.tokenizer.all_special_ids)
+        places = [place for place, piece in enumerate(whole.input_ids) if piece not in special]
+        draw = random.Random(repr(whole.input_ids))
+        hidden = set(draw.sample(places, min(len(places), max(1, round(MASKED * len(places))))))
+        ids = tuple(mask if place in hidden else piece for place, piece in enumerate(whole.input_ids))
+        return replace(whole, input_ids=ids, truth=whole.input_ids)
+
+    def target(self, row: Row, features: Encoded) -> tuple[int, ...]:
+        """(T,) what stood at a masked piece, IGNORED elsewhere."""
+        pairs = zip(features.input_ids, features.truth or features.input_ids, strict=True)
+        return tuple(true if seen != true else IGNORED for seen, true in pairs)
+
+    def decode(self, logits: Any, encoded: Encoded) -> Answer:
+        """Of a text that was masked here, how well it was told; of one that came with masks, what stands behind them.
+
+        {"pieces", "right", "log_likelihood"}, or zeros and {"masks": [{"pieces", "scores"} for each]}, likeliest first.
+        """
+        logits = checked_logits(logits, 2, torch.as_tensor(logits).shape[-1])[: len(encoded.input_ids)]
+        target = torch.tensor(self.target({}, encoded))
+        told = _told(logits, target)
+        return told | ({"masks": _candidates(logits[list(encoded.asked)], encoded)} if encoded.asked else {})
+
+
+@final
+@dataclass(frozen=True)
+class CausalLanguage(_Language):
+    """One text, each piece told from those before it."""
+
+    kind: ClassVar[str] = "causal_lm"
+    head_kind: ClassVar[str] = "causal_lm"
+
+    def features(self, row: Row, encoder: TextEncoder) -> Encoded:
+        return replace(encoder.text(row["text"]), spell=encoder.tokenizer.convert_ids_to_tokens)
+
+    def target(self, row: Row, features: Encoded) -> tuple[int, ...]:
+        """(T,) the pieces themselves; the head shifts them."""
+        return features.input_ids
+
+    def decode(self, logits: Any, encoded: Encoded) -> Answer:
+        """{"pieces", "right", "log_likelihood"} of the text, and "next": the likeliest pieces after it."""
+        logits = checked_logits(logits, 2, torch.as_tensor(logits).shape[-1])[: len(encoded.input_ids)]
+        return {**_told(logits[:-1], torch.tensor(encoded.input_ids[1:])), "next": _candidates(logits[-1:], encoded)[0]}
+
+
+def _told(logits: torch.Tensor, target: torch.Tensor) -> Answer:
+    """How many pieces were asked, how many told right, and their summed log-likelihood; (T, V), (T,) with IGNORED."""
+    asked = target != IGNORED
+    chosen, true = logits[asked], target[asked]
+    told = chosen.log_softmax(-1).gather(-1, true[:, None]).sum() if len(true) else torch.zeros(())
+    right = int((chosen.argmax(-1) == true).sum()) if len(true) else 0
+    return {"pieces": len(true), "right": right, "log_likelihood": float(told)}
+
+
+def _candidates(logits: torch.Tensor, encoded: Encoded) -> list[dict[str, Any]]:
+    """The likeliest pieces at each of (N, V) and their probabilities."""
+    assert encoded.spell is not None
+    best = logits.softmax(-1).topk(min(LISTED, logits.shape[-1]), dim=-1)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [{"pieces": encoded.spell(ids), "scores": scores} for ids, scores in pairs]

@@ -1,0 +1,117 @@
+"""Kinds of task through the whole machine: a recipe is trained, its package evaluated and served, the scores equal."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graftwork import workflow
+from graftwork.recipe import Recipe, loads, override
+from graftwork.registry.store import Registry
+from graftwork.train.run import train
+from tests.train import small
+
+Draw = random.Random
+Rows = list[dict[str, Any]]
+
+
+def words(draw: Draw, count: int) -> list[str]:
+    return draw.choices([*small.GOOD, *small.BAD, *small.FILLERS], k=count)
+
+
+def _multilabel(draw: Draw) -> dict[str, Any]:
+    said = words(draw, draw.randint(2, 9))
+    labels = [name for name, some in (("good", small.GOOD), ("bad", small.BAD)) if set(said) & set(some)]
+    return {"text": " ".join(said), "labels": labels}
+
+
+def _choice(draw: Draw) -> dict[str, Any]:
+    right = draw.randrange(3)
+    choices = [f"the film was {draw.choice(small.GOOD if place == right else small.BAD)}" for place in range(3)]
+    return {"text": "we", "choices": choices, "label": right}
+
+
+def _answering(draw: Draw) -> dict[str, Any]:
+    said = draw.choices(small.FILLERS, k=8)
+    said[draw.randrange(8)] = answer = draw.choice(small.GOOD)
+    return {"text": "was", "text_pair": " ".join(said), "answers": [answer]}
+
+
+def _parsing(draw: Draw) -> dict[str, Any]:
+    said = words(draw, draw.randint(2, 6))
+    return {"tokens": said, "heads": [0, *[1] * (len(said) - 1)], "tags": ["root", *["part"] * (len(said) - 1)]}
+
+
+def _language(draw: Draw) -> dict[str, Any]:
+    return {"text": " ".join(["the", "film", "was", "so", draw.choice(small.GOOD), "and", "so"] * draw.randint(1, 3))}
+
+
+def _pairs(draw: Draw) -> dict[str, Any]:
+    said = words(draw, 5)
+    return {"text": " ".join(said), "text_pair": " ".join(reversed(said))}
+
+
+def _similar(draw: Draw) -> dict[str, Any]:
+    one, other = draw.choice([small.GOOD, small.BAD]), draw.choice([small.GOOD, small.BAD])
+    return {"text": draw.choice(one), "text_pair": draw.choice(other), "label": 1.0 if one == other else -1.0}
+
+
+# name -> kind, how a row is made, the score at least reached, the rate it is learned with
+KINDS: dict[str, tuple[str, Callable[[Draw], dict[str, Any]], dict[str, float], float]] = {
+    "multilabel": ("multilabel", _multilabel, {"f1_micro": 0.7}, 1e-2),
+    "choice": ("multiple_choice", _choice, {"accuracy": 0.8}, 1e-2),
+    "answering": ("question_answering", _answering, {"f1": 0.8, "exact_match": 0.8}, 1e-2),
+    "parsing": ("dependency_parsing", _parsing, {"las": 0.8, "uas": 0.8}, 1e-2),
+    "masked": ("masked_lm", _language, {"accuracy": 0.4}, 1e-2),
+    "causal": ("causal_lm", _language, {"accuracy": 0.4}, 1e-2),
+    "pairs": ("similarity", _pairs, {"retrieval": 0.5}, 1e-2),
+    "scores": ("similarity", _similar, {"spearman": 0.6}, 1e-2),
+}
+
+
+def recipe(folder: Path, name: str) -> Recipe:
+    """A recipe of one kind with its data beside it."""
+    kind, make, _, rate = KINDS[name]
+    base = small.model_folder(folder / "base")
+    tokenizer = small.tokenizer()
+    tokenizer.mask_token = "[UNK]"
+    tokenizer.save_pretrained(base)
+    for split, count in (("train", 160), ("dev", 12), ("test", 12)):
+        draw = Draw(f"{name} {split}")
+        small.write(folder / f"{split}.jsonl", [make(draw) for _ in range(count)])
+    made = loads(
+        f"""
+        model: {{name: ./base}}
+        adapter: {{variant: "seq_bn[reduction_factor=4]"}}
+        training: {{epochs: 5, batch_size: 8, learning_rate: {rate}, max_seq_length: 48}}
+        task: {{kind: {kind}}}
+        data: {{train: train.jsonl, dev: dev.jsonl, test: test.jsonl}}
+        """,
+        folder=folder,
+        name="a",
+    )
+    return override(made, {"output": str(folder / "run")})
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_task_is_trained_evaluated_and_served(name: str, tmp_path: Path) -> None:
+    made = recipe(tmp_path, name)
+    registry = Registry(tmp_path / "registry")
+    result = train(made, registry=registry)
+    kind, _, least, _ = KINDS[name]
+    for score, value in least.items():
+        assert result.scores["test"][score] >= value, result.scores
+    assert result.package.manifest.task is not None
+    assert result.package.manifest.task.kind == kind
+    workflow.push(result, registry)
+    engine = workflow.open_engine(made.model.name, registry)
+    found = workflow.evaluate(engine, "a", str(made.data.test))
+    assert found.main in found.scores
+    assert found.scores == pytest.approx(result.scores["test"], abs=1e-3)
+    rows = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()[:3]]
+    answers = workflow.predict(engine, [workflow._asked(row, "a", None) for row in rows], "a")
+    assert all("error" not in answer for answer in answers), answers
+    json.dumps(answers)
