@@ -109,6 +109,11 @@ def model(family: str, seed: int = 0) -> PreTrainedModel:
     maker, config, options = MAKERS[family]
     torch.manual_seed(seed)
     made: PreTrainedModel = maker(config(**options))
+    return stirred(made)
+
+
+def stirred(made: PreTrainedModel) -> PreTrainedModel:
+    """A model in eval mode with random weights, large enough that every sub-layer matters."""
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() > 1:

@@ -61,6 +61,8 @@ FORMS: dict[str, Form] = {
     ADAPTER_PLUS: lambda a, h, r, ln: ln(h + r) + up(a, ln(h + r), a.scale),
     "adapter_plus[reduction_factor=4]": lambda a, h, r, ln: ln(h + r) + up(a, ln(h + r), a.scale),
     "bapna_firat": lambda a, h, r, ln: ln(h + r) + up(a, own_norm(a.norm_before, ln(h + r))),
+    "compacter[reduction_factor=4]": lambda a, h, r, ln: ln(h + up(a, h) + r),
+    "compacter++[reduction_factor=4,phm_rank=3]": lambda a, h, r, ln: ln(h + up(a, ln(h + r)) + r),
     "seq_bn[original_ln_after=False]": lambda a, h, r, ln: h + up(a, ln(h + r)),
     "double_seq_bn[original_ln_after=False]": lambda a, h, r, ln: h + up(a, h),
     "seq_bn[residual_before_ln=False]": lambda a, h, r, ln: ln(ln(h + r) + up(a, ln(h + r)) + r),

@@ -54,7 +54,9 @@ class KvTap:
         found = self.runtime.route.positions(self.index, Reading(entering, entering, None, mask=self.runtime.mask))
         if found is None:
             return
-        config: Any = module.config
+        config: Any = getattr(module, "config", None)
+        if config is None:
+            raise self._deaf()
         if config._attn_implementation not in _ABLE:
             raise AdapterError(
                 f"prefixes need attention by one of {', '.join(_ABLE)}, and this model runs "
@@ -73,10 +75,13 @@ class KvTap:
             return
         module.config, self._own = self._own, None
         if self.runtime.prefixes.pop(self.index, None) is not None and output is not None:
-            raise BackboneError(
-                f"site {self.name}: a {type(module).__name__} does not call transformers' attention interface, so "
-                "nothing can be put in front of its keys and values; use another method on this model"
-            )
+            raise self._deaf()
+
+    def _deaf(self) -> BackboneError:
+        return BackboneError(
+            f"site {self.name}: a {type(self.module).__name__} does not call transformers' attention interface, so "
+            "nothing can be put in front of its keys and values; use another method on this model"
+        )
 
     def original(self) -> Callable[..., Any]:
         """The function that the module would have called."""

@@ -18,10 +18,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from graftwork.core.adapter import Ground
 from graftwork.core.attention import KvTap
-from graftwork.core.families import OF_MODEL_TYPE, Family
+from graftwork.core.families import OF_MODEL_TYPE, Family, family_of
 from graftwork.core.fingerprint import fingerprint
 from graftwork.core.hooks import Runtime, SiteHook
-from graftwork.core.locate import Columns, Located, locate
+from graftwork.core.locate import Columns, Located, layers_of, locate
 from graftwork.core.quirks import View, view_of
 from graftwork.core.shapes import SHAPES
 from graftwork.core.site import Site
@@ -61,13 +61,35 @@ class Backbone:
             parameter.requires_grad_(False)
 
     def _attach(self, located: Located) -> None:
-        hook = SiteHook(located, self.runtime)
+        hook = SiteHook(located, self.runtime, self._beside(located.site))
         modules = located.modules
-        modules["residual"].register_forward_pre_hook(hook.catch, with_kwargs=True)
+        if located.row is None or located.row.beside is None:
+            modules["residual"].register_forward_pre_hook(hook.catch, with_kwargs=True)
         modules["output"].register_forward_hook(hook.change)
-        if "norm" in modules:
-            modules["norm"].register_forward_hook(hook.finish)
+        last = modules.get("norm", modules.get("inner"))
+        if last is not None:
+            last.register_forward_hook(hook.finish)
         self._open.add(located.site.index)
+
+    def _beside(self, site: Site) -> int | None:
+        """The site whose residual is the stream after this one, where a block adds both to one residual."""
+        for one in self._located:
+            same = (one.site.stack, one.site.layer) == (site.stack, site.layer)
+            if same and one.row is not None and one.row.beside == site.kind:
+                return one.site.index
+        return None
+
+    @property
+    def located(self) -> tuple[Located, ...]:
+        """The sites with their modules."""
+        return self._located
+
+    def layer_of(self, site: Site) -> nn.Module:
+        """The layer that a site is in."""
+        return self._layers_with(site)[site.layer]
+
+    def _layers_with(self, site: Site) -> list[nn.Module]:
+        return layers_of(self.trunk, next(stack for stack in self.family.stacks if stack.name == site.stack))
 
     def open(self, site: Site) -> None:
         """Place the hooks of a site that is no sub-layer, when something attaches there; nothing where they are."""
@@ -91,8 +113,7 @@ class Backbone:
 
     def view(self, site: Site) -> View | None:
         """How AdapterHub's `adapters` reads a site, where that is not as it is (`core/quirks.py`)."""
-        stack = next(stack for stack in self.family.stacks if stack.name == site.stack)
-        last = list(self.trunk.get_submodule(stack.layers).children())[-1]
+        last = self._layers_with(site)[-1]
         return view_of(self.config.model_type, self._located[site.index], last)
 
     @property
@@ -185,7 +206,8 @@ class Backbone:
 
 def _family_of(model: PreTrainedModel) -> Family:
     model_type = model.config.model_type
-    if model_type not in OF_MODEL_TYPE:
+    family = family_of(model.config, model.base_model)
+    if family is None:
         raise BackboneError(
             f"no sites are known for model type {model_type!r} ({type(model).__name__}). Looked for a row with that "
             f"model_type in graftwork.core.families; there are rows for: {', '.join(sorted(OF_MODEL_TYPE))}. Describe "
@@ -193,7 +215,7 @@ def _family_of(model: PreTrainedModel) -> Family:
             "the residual stream, the module that receives the residual, and the norm after the add) and pass it as "
             "family=; check the description with graftwork.core.certify.certify(model, inputs, family)"
         )
-    return OF_MODEL_TYPE[model_type]
+    return family
 
 
 def _check_whole(model: PreTrainedModel) -> None:

@@ -31,6 +31,7 @@ class Runtime:
         self.pending: dict[int, Tensor] = {}
         self.prefixes: dict[int, Positions] = {}
         self.mask: Tensor | None = None  # the tokens of this forward that are real, (B, T)
+        self.rows = 1  # B at the last sub-layer that kept rows and tokens apart
         self._turn = threading.Lock()
         self._owner: int | None = None
 
@@ -80,15 +81,21 @@ class Runtime:
 
 
 class SiteHook:
-    """The hooks of one sub-layer site: catch the residual, change the output, change what leaves the norm."""
+    """The hooks of one sub-layer site: catch the residual, change the output, change what leaves the norm.
 
-    def __init__(self, located: Located, runtime: Runtime) -> None:
+    feeds: the site beside it, whose residual is the stream after this one.
+    """
+
+    def __init__(self, located: Located, runtime: Runtime, feeds: int | None = None) -> None:
         self.site = located.site
         self.index = located.site.index
         self.runtime = runtime
         self.norm = located.modules.get("norm")
         self.inner = located.modules.get("inner")
         self.position, self.keyword = located.argument
+        self.shared = located.row is not None and located.row.shared
+        self.flat = located.row is not None and located.row.flat
+        self.feeds = feeds
 
     def catch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Forward pre-hook on the module that receives the residual r."""
@@ -107,6 +114,8 @@ class SiteHook:
         if runtime.route is None:
             return None
         residual = runtime.residuals.pop(self.index, None)
+        if residual is None and self.shared:
+            return None  # another sub-layer's turn
         if residual is None or not isinstance(output, Tensor):
             raise BackboneError(
                 f"site {self.site.name}: a {type(module).__name__} "
@@ -114,14 +123,30 @@ class SiteHook:
                 + "; its family row must name the last module before the residual add, and the module that receives "
                 "the residual before that"
             )
+        if self.flat:
+            changed = self._changed(*(one.view(runtime.rows, -1, one.shape[-1]) for one in (output, residual)))
+            return None if changed is None else changed.flatten(0, 1)
+        runtime.rows = output.shape[0]
+        changed = self._changed(output, residual)
+        if self.feeds is not None:
+            runtime.residuals[self.feeds] = (output if changed is None else changed) + residual
+        return changed
+
+    def _changed(self, output: Tensor, residual: Tensor) -> Tensor | None:
+        """h₀ + Δ, (B, T, D), or None where nothing changes before the norm."""
+        runtime = self.runtime
+        assert runtime.route is not None
         delta = runtime.route.delta(self.index, Reading(output, residual, self.norm, self.inner, mask=runtime.mask))
         if delta is None:
             return None
-        if delta.after is not None:
-            runtime.pending[self.index] = delta.after
-        return None if delta.before is None else output + delta.before
+        before, after = delta.before, delta.after
+        if after is not None and (self.norm is not None or self.inner is not None):
+            runtime.pending[self.index] = after
+        elif after is not None:  # no norm on the way: both places are one
+            before = after if before is None else before + after
+        return None if before is None else output + before
 
     def finish(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Forward hook on the norm after the residual add (post-LN models)."""
+        """Forward hook on the norm after the residual add (post-LN models), or on that of the branch before it."""
         after = self.runtime.pending.pop(self.index, None) if self.runtime.pending else None
         return None if after is None else output + after

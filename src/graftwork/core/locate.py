@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from graftwork.core.families import Attention, Family, LayerStack, Linear, Sublayer
+from graftwork.core.families import Family, LayerStack, Linear, Sublayer
 from graftwork.core.site import Site
 from graftwork.errors import BackboneError
 
@@ -26,7 +26,7 @@ class Located:
     """A site with its modules by role, and what its adapter sits on.
 
     Roles: output, residual, norm, inner (sublayer); linear; attention; embed, and parent, which calls it. columns: of
-    the linear's output, None for all. beside: the kind of the sub-layer whose stream is this one's residual.
+    the linear's output, None for all. row: what the family says of a sub-layer.
     """
 
     site: Site
@@ -34,7 +34,7 @@ class Located:
     anchor: nn.Module
     argument: tuple[int, str] = (0, "hidden_states")
     columns: Columns | None = None
-    beside: str | None = None
+    row: Sublayer | None = None
     first: Mapping[str, nn.Module] = field(default_factory=dict)  # the same roles in the first layer of the stack
 
 
@@ -74,14 +74,27 @@ def child(module: nn.Module, path: str) -> nn.Module | None:
 
 def _stacks(trunk: nn.Module, family: Family) -> Iterator[tuple[LayerStack, list[nn.Module]]]:
     for stack in family.stacks:
-        layers = child(trunk, stack.layers)
-        if layers is not None:
-            yield stack, list(layers.children())
+        if _children_at(trunk, stack.layers):
+            yield stack, layers_of(trunk, stack)
         elif not stack.optional:
             raise BackboneError(
                 f"the family of {family.model_types} says layers are at {stack.layers!r}, but {type(trunk).__name__} "
                 f"has {_children(trunk)}"
             )
+
+
+def layers_of(trunk: nn.Module, stack: LayerStack) -> list[nn.Module]:
+    """The layers of a stack in the order of the forward; none where the trunk has no such stack."""
+    return [layer for layers in _children_at(trunk, stack.layers) for layer in layers.children()]
+
+
+def _children_at(module: nn.Module, path: str) -> list[nn.Module]:
+    """The modules at a path; `*` stands for every child there."""
+    head, star, tail = path.partition(".*.")
+    found = child(module, head)
+    if found is None or not star:
+        return [] if found is None else [found]
+    return [below for inside in found.children() for below in _children_at(inside, tail)]
 
 
 def _sublayers(stack: LayerStack, number: int, layer: nn.Module, family: Family, default: int) -> Iterator[Located]:
@@ -99,7 +112,7 @@ def _sublayers(stack: LayerStack, number: int, layer: nn.Module, family: Family,
             site = Site(-1, stack.name, number, -1, row.kind, width, width)
             parent = child(layer, row.output.rpartition(".")[0]) or layer
             anchor = modules["output"] if any(True for _ in modules["output"].parameters()) else parent
-            yield Located(site, modules, anchor, row.argument, beside=row.beside)
+            yield Located(site, modules, anchor, row.argument, row=row)
 
 
 def _stream_width(modules: Mapping[str, nn.Module], stack: LayerStack, row: Sublayer, layer: nn.Module) -> int | None:
@@ -133,7 +146,7 @@ def _inside(stack: LayerStack, number: int, layer: nn.Module, family: Family, de
         key, query = widths.get(f"{attention.kind}.key"), widths.get(f"{attention.kind}.query")
         if module is None or key is None or query is None:
             continue
-        head = _head_width(attention, module)
+        head = _need_head_width(attention.path, module)
         site = Site(
             -1, stack.name, number, -1, f"{attention.kind}.kv", key.width, query.inputs, key.width // head, head
         )
@@ -197,17 +210,24 @@ def features(module: nn.Module) -> tuple[int, int]:
     return int(weight.shape[1]), int(weight.shape[0])
 
 
-def _head_width(row: Attention, module: nn.Module) -> int:
-    for name in _HEAD_WIDTHS:
-        if isinstance(getattr(module, name, None), int):
-            return int(getattr(module, name))
-    raise BackboneError(f"a {type(module).__name__} ({row.path}) does not say how wide its heads are: {_HEAD_WIDTHS}")
+def head_width(module: nn.Module) -> int | None:
+    """How wide an attention says that its heads are, or None where it does not say."""
+    return next((found for name in _HEAD_WIDTHS if isinstance(found := getattr(module, name, None), int)), None)
+
+
+def _need_head_width(path: str, module: nn.Module) -> int:
+    found = head_width(module)
+    if found is None:
+        raise BackboneError(f"a {type(module).__name__} ({path}) does not say how wide its heads are: {_HEAD_WIDTHS}")
+    return found
 
 
 def _columns(row: Linear, stack: LayerStack, layer: nn.Module, module: nn.Module) -> Columns:
     """Where part 0 (query), 1 (key) or 2 (value) lies in the output of a merged linear."""
     assert row.part is not None
     outputs = features(module)[1]
+    if row.layout == "halves":
+        return slice(row.part * (outputs // 2), (row.part + 1) * (outputs // 2))
     out = [child(layer, linear.path) for linear in stack.linears if linear.kind == f"{row.kind.partition('.')[0]}.out"]
     queries = features(out[0])[0] if out and out[0] is not None else outputs // 3  # what the output projection takes
     others = (outputs - queries) // 2
@@ -215,13 +235,15 @@ def _columns(row: Linear, stack: LayerStack, layer: nn.Module, module: nn.Module
         starts = (0, queries, queries + others, outputs)
         return slice(starts[row.part], starts[row.part + 1])
     parent = child(layer, row.path.rpartition(".")[0]) or layer
-    head = _head_width(Attention("attn", row.path), parent)
+    head = _need_head_width(row.path, parent)
     if row.layout == "heads":
         return torch.arange(outputs).view(-1, 3, head)[:, row.part].reshape(-1)
     if row.layout == "groups":  # the queries of a group of heads, their one key, their one value, the next group
         groups = torch.arange(outputs).view(others // head, -1, head)
         return (groups[:, :-2] if row.part == 0 else groups[:, row.part - 3 : row.part - 2 or None]).reshape(-1)
-    raise BackboneError(f"the layout {row.layout!r} of {row.path!r} is not known; there are blocks, heads, groups")
+    raise BackboneError(
+        f"the layout {row.layout!r} of {row.path!r} is not known; there are blocks, halves, heads, groups"
+    )
 
 
 def _count(columns: Columns, outputs: int) -> int:

@@ -1,0 +1,47 @@
+"""A route that changes some sites by given functions: what certification and its tests send through a model."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graftwork.core.backbone import Backbone
+from graftwork.core.site import Delta, Positions, Reading
+
+
+class Probe:
+    """Calls the function of a site with what is read there; other sites stay as they are."""
+
+    def __init__(
+        self,
+        changes: Mapping[int, Callable[[Reading], Delta | None]],
+        prefixes: Mapping[int, Callable[[Reading], Positions]] | None = None,
+    ) -> None:
+        self.changes = changes
+        self.prefixes = prefixes or {}
+
+    def delta(self, site: int, reading: Reading) -> Delta | None:
+        """The change of the site's function."""
+        change = self.changes.get(site)
+        return None if change is None else change(reading)
+
+    def positions(self, site: int, reading: Reading) -> Positions | None:
+        """The positions of the site's function."""
+        prefix = self.prefixes.get(site)
+        return None if prefix is None else prefix(reading)
+
+    def prompted(self, site: int, embeddings: Tensor) -> Tensor | None:
+        """Nothing."""
+        return None
+
+    def inverse(self, site: int, hidden: Tensor) -> Tensor | None:
+        """Nothing."""
+        return None
+
+
+def run(backbone: Backbone, inputs: Mapping[str, Any], probe: Probe | None = None) -> Tensor:
+    """The trunk's first output under a probe, without gradients."""
+    with torch.no_grad(), backbone.runtime.running(probe):
+        output = backbone.trunk(**inputs)
+    return output[0]  # type: ignore[no-any-return]
