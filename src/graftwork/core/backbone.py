@@ -21,7 +21,7 @@ from graftwork.core.attention import KvTap
 from graftwork.core.families import OF_MODEL_TYPE, Family, family_of
 from graftwork.core.fingerprint import fingerprint
 from graftwork.core.hooks import Runtime, SiteHook
-from graftwork.core.locate import Columns, Located, layers_of, locate
+from graftwork.core.locate import Columns, Located, holders_of, layers_of, locate
 from graftwork.core.quirks import View, view_of
 from graftwork.core.shapes import SHAPES
 from graftwork.core.site import Site
@@ -57,6 +57,8 @@ class Backbone:
         for located in self._located:
             if located.site.place == "sublayer":
                 self._attach(located)
+        for module in holders_of(self.trunk, self.family):
+            module.register_forward_pre_hook(self.runtime.see, with_kwargs=True)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
 

@@ -69,6 +69,18 @@ class Runtime:
         finally:
             self.route, self.mask, self.residuals, self.pending, self.prefixes = before
 
+    def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Forward pre-hook on the trunk and on what holds a stack: which tokens are real there, (B, T).
+
+        A decoder has a mask of its own, a vision tower none, and each step of `generate` a longer one. What is called
+        with a mask that is worked out already (B, 1, T, T) keeps that of its caller.
+        """
+        if self.route is None:
+            return
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2):
+            self.mask = mask
+
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """`context_fn` of torch.utils.checkpoint: recompute a layer under the route that its forward had."""
         return nullcontext(), self._again(self.route, self.mask)

@@ -88,6 +88,13 @@ def layers_of(trunk: nn.Module, stack: LayerStack) -> list[nn.Module]:
     return [layer for layers in _children_at(trunk, stack.layers) for layer in layers.children()]
 
 
+def holders_of(trunk: nn.Module, family: Family) -> list[nn.Module]:
+    """The trunk, and the module that holds the layers of each stack: what is called with a mask of its tokens."""
+    paths = (stack.layers.partition(".*")[0].rpartition(".")[0] for stack in family.stacks)
+    found = (child(trunk, path) for path in dict.fromkeys(["", *paths]))
+    return [module for module in found if module is not None]
+
+
 def _children_at(module: nn.Module, path: str) -> list[nn.Module]:
     """The modules at a path; `*` stands for every child there."""
     head, star, tail = path.partition(".*.")

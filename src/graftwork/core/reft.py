@@ -178,12 +178,14 @@ def orthonormal(rows: Tensor) -> Tensor:
 
 
 def _ends(x: Tensor, mask: Tensor | None, first: int, last: int) -> tuple[Tensor | None, Tensor | None]:
-    """Which tokens are among the first and the last so many real ones of their row, (B or 1, T, 1) each."""
+    """Which tokens are among the first and the last so many real ones of their row, (B or 1, T, 1) each.
+
+    A mask that is longer than x speaks of earlier tokens too, which a cache holds.
+    """
     if mask is None:
         mask = torch.ones(1, x.shape[1], dtype=torch.bool, device=x.device)
     real = mask.to(torch.long)
     count = real.cumsum(dim=1)
     rest = count[:, -1:] - count + real
-    real = real.bool()
-    from_start = (real & (count <= first))[..., None] if first else None
-    return from_start, (real & (rest <= last))[..., None] if last else None
+    real, count, rest = (tensor[:, -x.shape[1] :, None] for tensor in (real.bool(), count, rest))
+    return real & (count <= first) if first else None, real & (rest <= last) if last else None
