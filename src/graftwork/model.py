@@ -81,7 +81,7 @@ class AdapterModel(nn.Module):
         self.backbone = Backbone(model, family)
         self.base = model
         self.parts = Parts()
-        self._planner = Planner(self.parts, self.backbone.normed)
+        self._planner = Planner(self.parts, self.backbone.normed, depths=[site.depth for site in self.backbone.sites])
         self._active: Composition = None
         self._active_head: str | None = None
         self.train(model.training)
@@ -276,14 +276,16 @@ class AdapterModel(nn.Module):
         *,
         adapters: Setup | Default = Default.ACTIVE,
         head: str | Sequence[str | None] | None = None,
+        skip_layers: Sequence[int] = (),
         extra: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the base under a route, and the heads of its rows.
 
         adapters: a composition for the whole batch, or a list with one per row (each a name, expression, block or
         None); left out, the active setup; None, no adapter. head: a head for all rows or one per row; "none" for the
-        base's own output. extra: further arguments of the base's forward. Tensors are (B, T) ids and masks, (B, C, T)
-        with C texts a question; labels as the head's loss has them, or those of each head's own rows by its name.
+        base's own output. skip_layers: layers (encoder first) that run without adapters. extra: further arguments of
+        the base's forward. Tensors are (B, T) ids and masks, (B, C, T) with C texts a question; labels as the head's
+        loss has them, or those of each head's own rows by its name.
         Returns an AdapterOutput, or the base's own output where no head answers. Parallel makes N·B rows. Raises
         AdapterError (an input the base does not take, no head meant), CompositionError (rows do not fit).
         """
@@ -294,9 +296,8 @@ class AdapterModel(nn.Module):
             "labels": labels if isinstance(labels, Tensor) else None, "word_starts": word_starts,
             "start_positions": start_positions, "end_positions": end_positions,
         }  # fmt: skip
-        given = {key: value for key, value in tensors.items() if value is not None}
-        shape = shape_of(given)
-        plan = self._plan(shape.per_row(adapters), shape.per_row(head), shape.rows)
+        shape = shape_of(given := {key: value for key, value in tensors.items() if value is not None})
+        plan = self._plan(shape.per_row(adapters), shape.per_row(head), shape.rows, skip_layers)
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         _check_extra(extra or {}, {*tensors, *wanted}, repeated=plan.sources is not None)
         wanted = {key: value for key, value in wanted.items() if value is not None} | dict(extra or {})
@@ -307,11 +308,11 @@ class AdapterModel(nn.Module):
         inputs = plan.repeat(for_heads(given, shape))
         return forward(self.backbone, self.parts, plan, inputs, wanted, Asks(labels, shape.choices, self.training))
 
-    def _plan(self, adapters: Setup | Default, head: str | Sequence[str | None] | None, batch: int) -> Plan:
-        active = isinstance(adapters, Default)
-        return self._planner.plan(
-            self._active if active else adapters, head, self._active_head if active else None, batch
-        )
+    def _plan(
+        self, adapters: Setup | Default, head: str | Sequence[str | None] | None, batch: int, skip: Sequence[int] = ()
+    ) -> Plan:
+        setup, default_head = (self._active, self._active_head) if isinstance(adapters, Default) else (adapters, None)
+        return self._planner.plan(setup, head, default_head, batch, skip)
 
     def generate(
         self,

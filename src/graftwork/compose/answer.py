@@ -47,6 +47,7 @@ class AdapterOutput(ModelOutput):  # type: ignore[misc]
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
 
     groups: ClassVar[tuple[HeadGroup, ...]] = ()
 

@@ -69,7 +69,7 @@ def forward(
     if plan.route is not None and backbone.embedded is not None:
         inverse_of = partial(plan.route.inverse_of, backbone.embedded)
     result = answer(heads, parts.head, output[0], mask, labels, beside, inverse_of)
-    for key in ("hidden_states", "attentions"):
+    for key in ("hidden_states", "attentions", "encoder_last_hidden_state"):
         if output.get(key) is not None:
             result[key] = output[key]
     if result.loss is not None and asks.training:

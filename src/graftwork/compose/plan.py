@@ -8,7 +8,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -87,14 +86,23 @@ class Plan:
 
 
 class Planner:
-    """Makes and keeps the plans of one model. `normed`: for every site, whether a norm follows its residual add.
+    """Makes and keeps the plans of one model.
+
+    normed: for every site, whether a norm follows its residual add. depths: for every site, its layer across stacks.
 
     execution: "reference", or "folded" for calls outside of training that need no gradient of a part.
     """
 
-    def __init__(self, parts: Parts, normed: Sequence[bool | None], execution: str = "reference") -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        normed: Sequence[bool | None],
+        execution: str = "reference",
+        depths: Sequence[int] = (),
+    ) -> None:
         self._parts = parts
         self._normed = tuple(normed)
+        self._depths = tuple(depths)
         self.execution = execution
         self._plans: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
         self._programs: dict[Composition, Program] = {}
@@ -106,10 +114,11 @@ class Planner:
             "parts": self._parts,
             "normed": self._normed,
             "execution": self.execution,
+            "depths": self._depths,
         }  # derived data does not travel, and locks cannot
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["parts"], state["normed"], state["execution"])  # type: ignore[misc]
+        self.__init__(state["parts"], state["normed"], state["execution"], state["depths"])  # type: ignore[misc]
 
     def choose(self, execution: str) -> None:
         """Set how calls that need no gradient run. Raises AdapterError for a name that is not known."""
@@ -124,8 +133,15 @@ class Planner:
             self._programs.clear()
             self._folds.clear()
 
-    def plan(self, setup: Any, head: str | Sequence[str | None] | None, default_head: str | None, batch: int) -> Plan:
-        """The plan of a call: `setup` a composition, or a list with one per row.
+    def plan(
+        self,
+        setup: Any,
+        head: str | Sequence[str | None] | None,
+        default_head: str | None,
+        batch: int,
+        skip: Sequence[int] = (),
+    ) -> Plan:
+        """The plan of a call: `setup` a composition, or a list with one per row; skip: layers that run without.
 
         Raises CompositionError or AdapterError for what does not fit the batch or is not there.
         """
@@ -133,13 +149,14 @@ class Planner:
         tree = tuple(map(as_composition, setup)) if per_row else as_composition(setup)
         heads = head if isinstance(head, str) or head is None else tuple(head)
         folded = self._may_fold()
-        key = (tree, per_row, heads, default_head, batch, folded)
+        key = (tree, per_row, heads, default_head, batch, folded, tuple(skip))
         with self._turn:
             if key in self._plans and not any(one.stale for one in self._plans[key].folds):
                 self._plans.move_to_end(key)
                 return self._plans[key]
             trees = tree if isinstance(tree, tuple) else (tree,)
-            self._plans[key] = plan = self._made(trees, per_row, heads, default_head, batch, folded)
+            run = self._runner(frozenset(skip), folded)
+            self._plans[key] = plan = self._made(trees, per_row, heads, default_head, batch, run)
             if len(self._plans) > _KEPT:
                 self._plans.popitem(last=False)
             return plan
@@ -151,7 +168,7 @@ class Planner:
         head: str | tuple[str | None, ...] | None,
         default_head: str | None,
         batch: int,
-        folded: bool,
+        runner: Callable[[Composition, list[Folded]], Program],
     ) -> Plan:
         if batch < 1:
             raise CompositionError("a batch needs at least one row")
@@ -173,11 +190,21 @@ class Planner:
         folds: list[Folded] = []
         made = None
         if not idle:
-            run = partial(self._folded, folds) if folded else self._program
-            made = route(lanes, distinct[0], batch, run)
+            made = route(lanes, distinct[0], batch, lambda tree: runner(tree, folds))
         sources = [source for source, _ in lanes] if lanes is not None else list(range(batch))
         answering = self._heads(ran, sources, head, default_head, batch)
         return Plan(made, answering, tuple(dict.fromkeys(ran)), len(ran), tuple(folds))
+
+    def _runner(self, skip: frozenset[int], folded: bool) -> Callable[[Composition, list[Folded]], Program]:
+        """What makes the program of a tree: folded or not, with nothing in the layers to skip."""
+
+        def run(tree: Composition, used: list[Folded]) -> Program:
+            made = self._folded(used, tree) if folded else self._program(tree)
+            if not skip:
+                return made
+            return tuple(None if depth in skip else node for node, depth in zip(made, self._depths, strict=True))
+
+        return run
 
     def _may_fold(self) -> bool:
         if self.execution == "reference" or self._parts.training:

@@ -40,20 +40,20 @@ def read_setup(folder: Path | str, *, facts: Facts = UNKNOWN) -> tuple[str, list
             parts["heads"].append(read_head(child, facts=facts))
         if (child / FUSION_CONFIG).exists():
             parts["fusions"].append(read_fusion(child))
-    text, leaves = _expression(setup, where)
+    text, leaves = expression(setup, where)
     if missing := sorted(set(leaves) - {one.name for one in parts["adapters"]}):
         raise PackageError(f"{where}: names adapters that the folder lacks: {missing}; it holds {listing(folder)}")
     return text, [*parts["adapters"], *parts["fusions"], *parts["heads"]]
 
 
-def _expression(setup: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
+def expression(setup: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
     """A composition as one expression, and its adapters."""
     kind, children = setup.get("type"), setup.get("children")
     if not isinstance(children, list) or not children:
         raise PackageError(f"{where}: a block without children: {setup!r:.80}")
     if kind == "single":
         return str(children[0]), [str(children[0])]
-    read = [_expression(child, where) for child in children if isinstance(child, dict)]
+    read = [expression(child, where) for child in children if isinstance(child, dict)]
     names = [name for _, own in read for name in own]
     numbers = _numbers(setup, str(kind), len(read), where)
     return f"{kind}({', '.join(t + n for (t, _), n in zip(read, numbers, strict=True))})", names
