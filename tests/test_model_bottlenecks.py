@@ -1,6 +1,7 @@
 """The bottleneck's relatives in whole models, against copies of them whose own modules were replaced by hand."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM, LlamaForCausalLM
 
 from graftwork.compose.parts import Parts
+from graftwork.compose.tree import Fuse
 from graftwork.core.backbone import Backbone, load_skeleton
+from graftwork.core.fusion import FUSIONS
 from graftwork.core.kinds import read_config
-from graftwork.errors import AdapterError
+from graftwork.errors import AdapterError, CompositionError
 from graftwork.model import AdapterModel
 from tests import tiny
 from tests.adapted import last, shaken
@@ -200,6 +203,28 @@ def test_two_languages_in_a_stack_are_undone_from_the_last() -> None:
         hidden = clean.model(inputs_embeds=e + b.moved(e))[0]
         expected = clean.lm_head(a.inverse(b.inverse(hidden)))
         torch.testing.assert_close(model(**given, adapters="Stack(a, b)").logits, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_fusion_of_two_languages_mixes_what_both_make_of_the_embeddings_and_has_no_inverse() -> None:
+    """Σ αᵢ uᵢ, in AdapterHub's open issue 366: a fusion without projections attends by e·uᵢ."""
+    model, clean, modules = adapted("llama", INVERTIBLE_ONLY.format("inv"), language_model("llama"))
+    model.add_adapter("b", INVERTIBLE_ONLY.format("glow"))
+    (b,) = model.parts.modules_of("adapters", "b").values()
+    shaken(b.double(), seed=12)
+    config = dataclasses.replace(FUSIONS["static"], query=False, key=False)
+    model.add_adapter_fusion(Fuse("a", "b"), config)
+    a, given = modules["embed"], tiny.inputs("llama")
+    model.eval()
+    with pytest.raises(CompositionError, match="a mixture of invertible adapters has no exact inverse"):
+        model(**given, adapters="Fuse(a, b)")
+    with torch.no_grad():
+        e = clean.get_input_embeddings()(given["input_ids"])
+        said = torch.stack([a.moved(e), b.moved(e)], dim=-2)
+        mixed = ((e[..., None, :] * said).sum(-1).softmax(-1)[..., None] * said).sum(-2)
+        plan = model._planner.plan("Fuse(a, b)", "none", None, 2)
+        with model.backbone.runtime.running(plan.route):
+            found = model.backbone.trunk(**given)[0]
+        torch.testing.assert_close(found, clean.model(inputs_embeds=e + mixed)[0], rtol=1e-9, atol=1e-9)
 
 
 # -- all of them: files, training, compositions --

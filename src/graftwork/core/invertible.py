@@ -88,9 +88,9 @@ class Glow(EmbeddingAdapter):
 
     def moved(self, embeddings: Tensor) -> Tensor:
         """f(e) - e, (B, T, D)."""
-        lower, upper = self._triangles()
         x = embeddings * self.scale.exp() + self.shift
-        x = x @ upper.T @ lower.T
+        x = x * self.mixing.diagonal().exp() + x @ self.mixing.triu(1).T
+        x = x + x @ self.mixing.tril(-1).T
         first, second = x[..., : self.cut], x[..., self.cut :]
         factor, summand = _affine(self.F(second))
         first = first * factor + summand
@@ -106,17 +106,13 @@ class Glow(EmbeddingAdapter):
         factor, summand = _affine(self.F(second))
         x = torch.cat([(first - summand) / factor, second], dim=-1)
         exact = torch.promote_types(x.dtype, torch.float32)  # no solver in half precision
-        lower, upper = (triangle.to(exact) for triangle in self._triangles())
+        mixing = self.mixing.to(exact)
+        upper = mixing.triu(1) + mixing.diagonal().exp().diag()
         flat = x.reshape(-1, x.shape[-1]).to(exact)
-        flat = torch.linalg.solve_triangular(lower.T, flat, upper=True, left=False, unitriangular=True)
+        flat = torch.linalg.solve_triangular(mixing.tril(-1).T, flat, upper=True, left=False, unitriangular=True)
         flat = torch.linalg.solve_triangular(upper.T, flat, upper=False, left=False)
         restored: Tensor = (flat - self.shift) * (-self.scale).exp()
         return restored.reshape(hidden.shape).to(hidden.dtype)
-
-    def _triangles(self) -> tuple[Tensor, Tensor]:
-        """L and U, (D, D) each."""
-        eye = torch.ones_like(self.scale).diag()
-        return self.mixing.tril(-1) + eye, self.mixing.triu(1) + self.mixing.diagonal().exp().diag()
 
 
 def _affine(said: Tensor) -> tuple[Tensor, Tensor]:
