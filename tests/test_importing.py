@@ -12,8 +12,9 @@ from transformers import AutoModel, BertConfig, BertModel
 from graftwork.errors import Conflict, NotFound, PackageError, UserError
 from graftwork.importing import facts_of, packages, read
 from graftwork.model import AdapterModel
+from graftwork.registry.package import read as read_package
 from graftwork.registry.store import Registry
-from graftwork.workflow import import_files
+from graftwork.workflow import export_files, import_files
 from tests.registry.foreign.hub_files import SEQ_BN, WIDTH, bert_bottleneck, meta, rand, write
 from tests.registry.foreign.test_adapterhub import fusion_tensors
 
@@ -123,3 +124,26 @@ def test_facts_of_a_base() -> None:
     assert facts.norm_eps == 1e-12
     assert facts.embedding is not None
     assert facts.embedding.shape == (11, WIDTH)
+
+
+def test_what_is_exported_is_imported_as_it_was(tmp_path: Path) -> None:
+    base = tmp_path / "bert-tiny"
+    bert().save_pretrained(base)
+    registry = Registry(tmp_path / "registry")
+    model = AdapterModel(BertModel.from_pretrained(base))
+    model.add_adapter("rank", config="lora[r=2]")
+    with torch.no_grad():
+        for number, tensor in enumerate(model.parts.tensors("adapters", "rank").values()):
+            tensor.copy_(rand(*tensor.shape) + number)
+    registry.push(model.package("rank"), "rank")
+    tensors = model.package("rank").tensors
+    for to in ("adapterhub", "peft"):
+        export_files("rank", registry, tmp_path / to, to, model=str(base))  # type: ignore[arg-type]
+        (found,) = import_files(str(tmp_path / to), registry, model=str(base), name=f"from-{to}")
+        again = read_package(registry.resolve(found.reference).path)
+        assert again.tensors.keys() == tensors.keys()
+        assert all(torch.equal(again.tensors[key], tensors[key]) for key in tensors)
+    model.add_adapter("down", config="seq_bn")
+    registry.push(model.package("down"), "down")
+    with pytest.raises(PackageError, match="no method like 'bottleneck'"):
+        export_files("down", registry, tmp_path / "no", "peft", model=str(base))

@@ -3,7 +3,7 @@
     recipe.yaml ──train──► package ──push──► registry ──open_engine──► engine ──answer──► answers, in process
                                                           └────────────serve────────────► answers, over HTTP
                                       evaluate: a composition and labelled rows ──► scores
-    another tool's files ──import_files──► registry
+    another tool's files ──import_files──► registry ──export_files──► another tool's files
 
 The commands, the demo and the end-to-end test all call these; the README tells the same story. Nothing happens here
 that the rooms below do not do: this file only hands one room's result to the next.
@@ -17,11 +17,14 @@ from typing import Any, Literal
 from graftwork.build import open_model, without_bars
 from graftwork.core.backbone import Backbone, load_model, load_tokenizer
 from graftwork.errors import DataError, UserError
-from graftwork.importing import packages, read
+from graftwork.importing import facts_of, packages, read
 from graftwork.recipe import DataSection, ModelSection, Recipe, load, override
+from graftwork.registry.foreign.adapterhub_write import write_adapterhub
 from graftwork.registry.foreign.hub import locate
 from graftwork.registry.foreign.imported import Fate
 from graftwork.registry.foreign.named import base_name
+from graftwork.registry.foreign.peft_write import write_peft
+from graftwork.registry.package import read as read_package
 from graftwork.registry.store import Registry
 from graftwork.serve.engine import Engine
 from graftwork.serve.limits import Limits
@@ -129,6 +132,29 @@ def import_files(
         )
         for package, imported in zip(made, imports, strict=True)
     ]
+
+
+def export_files(
+    reference: str,
+    registry: Registry,
+    folder: Path | str,
+    to: Literal["adapterhub", "peft"],
+    *,
+    model: str | None = None,
+    bare: bool = False,
+) -> list[str]:
+    """Write a package as another tool's folder and return the names of its files.
+
+    model: the base; left out, the one that the package names. bare: for PEFT, modules named as the bare model has them,
+    not as a class with a head. Raises PackageError with what the other tool lacks, BackboneError, Conflict.
+    """
+    package = read_package(registry.resolve(reference).path)
+    with without_bars():
+        backbone = Backbone(load_model(model or package.manifest.base.name))
+    if to == "peft":
+        prefix = "" if bare else backbone.model.base_model_prefix
+        return write_peft(package, folder, facts_of(backbone), prefix=prefix)
+    return write_adapterhub(package, folder, facts_of(backbone))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("graftwork.cli.evaluate", "Score a package or a composition on a file of rows."),
     "predict": ("graftwork.cli.predict", "Answer rows from a file, an argument or standard input."),
     "serve": ("graftwork.cli.serve", "Serve every package of the registry over HTTP."),
-    "registry": ("graftwork.cli.registry", "List, show, push, pull, import, alias and verify packages."),
+    "registry": ("graftwork.cli.registry", "List, show, push, pull, import, export, alias and verify packages."),
     "show": ("graftwork.cli.show", "Say what a model, method, package or composition is."),
     "demo": ("graftwork.cli.demo", "The whole story on a real encoder, in a few minutes."),
 }

@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,10 +11,10 @@ from graftwork.cli.options import AsJson, Root
 from graftwork.cli.printing import emit, table
 from graftwork.registry.package import read_manifest
 from graftwork.registry.store import Registry, default_root
-from graftwork.workflow import import_files
+from graftwork.workflow import export_files, import_files
 
 app = typer.Typer(
-    help="List, show, push, pull, import, alias and verify packages.\n\n"
+    help="List, show, push, pull, import, export, alias and verify packages.\n\n"
     "Example: graftwork registry push runs/intent/package intent",
     no_args_is_help=True,
     add_completion=False,
@@ -136,6 +136,23 @@ def import_(
             typer.echo(f"note: {note}")
     if found and found[0].composition:
         typer.echo(f"composition: {found[0].composition}")
+
+
+@app.command()
+def export(
+    reference: Ref,
+    folder: Annotated[Path, typer.Argument(help="where to write it; a new folder")],
+    to: Annotated[Literal["adapterhub", "peft"], typer.Option(help="whose layout")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="the base [default: the package's own]")] = None,
+    bare: Annotated[bool, typer.Option("--bare", help="PEFT: name modules as the bare model does")] = False,
+    root: Root = None,
+) -> None:
+    """Write a package as a folder that AdapterHub or PEFT loads; what they lack is refused with the reason.
+
+    Example: graftwork registry export intent@3 ./intent-hub --to adapterhub
+    """
+    files = export_files(reference, open_registry(root), folder, to, model=model, bare=bare)
+    typer.echo(f"{folder}: {', '.join(files)}")
 
 
 @app.command()

@@ -19,8 +19,9 @@ from graftwork.registry.foreign.heads import CONFIG as HEAD_CONFIG
 from graftwork.registry.foreign.heads import read_head_files
 from graftwork.registry.foreign.imported import UNKNOWN, Asserted, Facts, Imported, Ledger
 from graftwork.registry.foreign.keys import Key, keys_of, take_apart
+from graftwork.registry.foreign.layouts import layout_of
 from graftwork.registry.foreign.lora import lora_config, read_lora
-from graftwork.registry.foreign.places import Layout, layout_of
+from graftwork.registry.foreign.places import Layout
 from graftwork.registry.foreign.prefix import prefix_config, read_prefix
 from graftwork.registry.foreign.reft import prompt_config, read_prompt, read_reft, reft_config
 

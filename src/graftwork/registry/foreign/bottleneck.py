@@ -64,7 +64,7 @@ _MODULES = {
     "adapter_norm_after": "norm_after",
     "gate": "gate",
 }
-_PHM_LEAVES = {
+PHM_LEAVES = {
     "W": "W",
     "W_left": "W_left",
     "W_right": "W_right",
@@ -73,7 +73,7 @@ _PHM_LEAVES = {
     "phm_rule_right": "rule_right",
     "b": "bias",
 }
-_SHARED = {
+SHARED = {
     "phm_rule": "rule",
     "phm_rule_left": "rule_left",
     "phm_rule_right": "rule_right",
@@ -144,8 +144,8 @@ def read_bottleneck(
                 _take(ledger, key, f"adapter/{site}", config)
         elif key.collection == "invertible" and layout.is_embed(key.place):
             ledger.take(key.text, f"adapter/{layout.embed_site}/{key.leaf}")
-        elif key.collection == "shared" and key.leaf in _SHARED and layout.is_root(key.place):
-            ledger.take(key.text, f"adapter/shared/{_SHARED[key.leaf]}")
+        elif key.collection == "shared" and key.leaf in SHARED and layout.is_root(key.place):
+            ledger.take(key.text, f"adapter/shared/{SHARED[key.leaf]}")
     if config.get("inv_adapter") and not any(key.collection == "invertible" for key in keys):
         if era.kind != "text_task":
             raise PackageError(f"{ledger.where}: names an invertible adapter ({config['inv_adapter']}) and has none")
@@ -181,7 +181,7 @@ def _take(ledger: Ledger, key: Key, site: str, config: Mapping[str, Any]) -> Non
 
 
 def _parameter(name: str) -> str:
-    return _PHM_LEAVES.get(name, name)
+    return PHM_LEAVES.get(name, name)
 
 
 def _ignore_copy(ledger: Ledger, key: Key, parameter: str) -> None:

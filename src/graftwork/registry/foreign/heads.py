@@ -19,8 +19,8 @@ from graftwork.registry.foreign.imported import Facts, Ledger
 from graftwork.registry.foreign.static_heads import STATIC, StaticHead
 
 CONFIG, SAFE, PICKLED = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
-_ROWS = ("classification", "multilabel_classification", "image_classification", "multiple_choice")
-_TOKENS = ("tagging", "question_answering", "dependency_parsing")
+ROWS = ("classification", "multilabel_classification", "image_classification", "multiple_choice")
+TOKENS = ("tagging", "question_answering", "dependency_parsing")
 _LANGUAGE = ("masked_lm", "causal_lm", "seq2seq_lm")
 _LAST = ("gpt2", "gptj", "llama", "mistral")  # their classification reads the last token
 _ENDS = ("bart", "mbart", "plbart", "t5", "mt5", "whisper")  # theirs the last end-of-sequence token
@@ -61,7 +61,7 @@ def read_head_files(folder: Path, facts: Facts) -> tuple[dict[str, Any], dict[st
 
 def _flexible(written: Mapping[str, Any], name: str, source: _Source, ledger: Ledger) -> dict[str, Any]:
     kind = written.get("head_type")
-    if kind not in (*_ROWS, *_TOKENS, *_LANGUAGE):
+    if kind not in (*ROWS, *TOKENS, *_LANGUAGE):
         raise PackageError(f"{source.where}: head_type {kind!r} is none of AdapterHub's own; a custom head has no file")
     options: dict[str, Any] = {}
     if kind in _LANGUAGE:
@@ -86,7 +86,7 @@ def _flexible(written: Mapping[str, Any], name: str, source: _Source, ledger: Le
         "layers": int(written.get("layers") or 1),
         "activation": written.get("activation_function") or "none",
         "dropout": 0.0 if kind in _LANGUAGE else _dropout(written.get("dropout_prob"), source, ledger),
-        "pooling": _pooling(kind, bool(written.get("use_pooler")), source.model_type),
+        "pooling": pooling(kind, bool(written.get("use_pooler")), source.model_type),
         "labels": _labels(written.get("label2id"), kind, count, ledger),
         "options": options,
     }
@@ -107,9 +107,12 @@ def _static(row: StaticHead, meta: Mapping[str, Any], source: _Source, ledger: L
     last = ledger.given.get(f"{row.modules[-1]}.weight")
     if last is None:
         raise PackageError(f"{ledger.where}: {row.modules[-1]}.weight is missing; it holds {sorted(ledger.given)[:10]}")
+    tied = row.kind in _LANGUAGE and _same(last, source.facts)
+    if tied:
+        ledger.ignore(f"{row.modules[-1]}.weight", "the base's own input embedding, which the head shares")
     bias = _take_static(ledger, row)
     count = int(meta.get("num_labels") or last.shape[0]) if row.kind == "multiple_choice" else last.shape[0]
-    options: dict[str, Any] = {} if bias else {"bias": False}
+    options: dict[str, Any] = ({} if bias else {"bias": False}) | ({"tied": True} if tied else {})
     if row.norm:
         options |= {"layer_norm": True, "norm_eps": _epsilon(source)}
     options |= {"shift": True} if row.kind == "causal_lm" else {}
@@ -146,9 +149,10 @@ def _take_static(ledger: Ledger, row: StaticHead) -> bool:
     """Give the modules of a static head the numbers that our layers have; whether the last one has a bias."""
     language = row.kind in _LANGUAGE
     number = 0 if language else 1
+    settled = {fate.source for fate in ledger.fates}
     for at, module in enumerate(row.modules):
         for parameter in ("weight", "bias"):
-            if f"{module}.{parameter}" in ledger.given:
+            if f"{module}.{parameter}" in ledger.given.keys() - settled:
                 ledger.take(f"{module}.{parameter}", f"head/layers.{number}.{parameter}", how="renumbered")
         if at < len(row.modules) - 1:
             number += (1 if row.activation == "none" else 2) + (1 if row.norm else 0) + (0 if language else 1)
@@ -201,8 +205,9 @@ def _same(weight: torch.Tensor, facts: Facts) -> bool:
     return own is not None and weight.shape == own.shape and torch.equal(weight, own.to(weight))
 
 
-def _pooling(kind: str, use_pooler: bool, model_type: str) -> str:
-    if kind not in _ROWS:
+def pooling(kind: str, use_pooler: bool, model_type: str) -> str:
+    """What stands for a row in AdapterHub's heads of a kind on a model type."""
+    if kind not in ROWS:
         return "none"
     if use_pooler or model_type == "beit":
         return "pooler"

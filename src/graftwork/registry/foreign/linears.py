@@ -11,7 +11,7 @@ from typing import Any
 
 from graftwork.errors import PackageError
 from graftwork.registry.foreign.imported import Facts, Place
-from graftwork.registry.foreign.places import LAYOUTS
+from graftwork.registry.foreign.layouts import LAYOUTS
 
 ROOT = "base_model.model."
 _PREFIXES = 3  # how many steps of a path may stand before the trunk

@@ -104,7 +104,7 @@ def _sites(
         raise PackageError(
             f"{ledger.where}: how many layers the prefix is for is not in the file; give the base it was made for"
         )
-    numbers = sorted(_number(site) for site in known if named.fullmatch(site))
+    numbers = sorted(layer_number(site) for site in known if named.fullmatch(site))
     before = _layers_before(stack, layout, known)
     kept = [number for number in numbers if number + before not in config["leave_out"]]
     return [site_name(stack.name, number, f"{kind}.kv") for number in kept]
@@ -115,10 +115,11 @@ def _layers_before(stack: Stack, layout: Layout, known: set[str]) -> int:
     if layout.stacks[0] is stack:
         return 0
     first = layout.stacks[0].name
-    return len({_number(site) for site in known if site.startswith(f"{first}.layer.")})
+    return len({layer_number(site) for site in known if site.startswith(f"{first}.layer.")})
 
 
-def _number(site: str) -> int:
+def layer_number(site: str) -> int:
+    """3 of decoder.layer.3/cross.kv; -1 where there is none."""
     match = _LAYER.search(site)
     return int(match.group(1)) if match else -1
 
