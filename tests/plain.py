@@ -78,13 +78,15 @@ class HandwrittenGPT(nn.Module):
         return self.vocabulary(self.final(self.blocks(x)))
 
 
-def encoder(norm_first: bool = False, batch_first: bool = True, activation: str = "relu") -> nn.TransformerEncoder:
+def encoder(
+    norm_first: bool = False, batch_first: bool = True, activation: str = "relu", nested: bool = False
+) -> nn.TransformerEncoder:
     """torch's own encoder, two layers, in eval mode; its weights are random."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(
         WIDTH, 4, 64, norm_first=norm_first, batch_first=batch_first, activation=activation
     )
-    return shaken(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+    return shaken(nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested))
 
 
 def gpt(expanded: int = 2 * WIDTH) -> HandwrittenGPT:

@@ -32,6 +32,8 @@ _PAIR = {
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "glm": _DECODER,
+    "glm4": _DECODER,
+    "cohere": _DECODER,
     "starcoder2": _DECODER,
     "nemotron": _DECODER,
     "smollm3": _DECODER,
@@ -67,6 +69,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "attention_types": [[["global", "local"], 1]],
     },
     "gpt_bigcode": _GPT,
+    "codegen": {**_GPT, "rotary_dim": 4},
     "yolos": {**_IMAGES, "image_size": [16, 16], "num_detection_tokens": 3},
     "videomae": {**_IMAGES, "num_frames": 4, "tubelet_size": 2},
     "swin": {
@@ -88,6 +91,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "marian": _PAIR,
     "pegasus": _PAIR,
 }
+# scores or values are not those of plain attention, so what certifies queries and values does not hold
+OTHER_ATTENTION = {"nystromformer": "landmarks stand for keys and values"}
 REFUSED: dict[str, dict[str, Any]] = {
     "xlnet": {"vocab_size": 99, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
     "fnet": _ENCODER,

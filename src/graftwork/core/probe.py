@@ -1,13 +1,30 @@
 """A route that changes some sites by given functions: what certification and its tests send through a model."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from graftwork.core.backbone import Backbone
-from graftwork.core.site import Delta, Positions, Reading
+from graftwork.core.hooks import Runtime
+from graftwork.core.locate import Located
+from graftwork.core.site import Delta, Positions, Reading, Site
+
+
+class Sited(Protocol):
+    """A model with sites: what of a Backbone a probe needs."""
+
+    runtime: Runtime
+    trunk: nn.Module
+
+    @property
+    def located(self) -> tuple[Located, ...]:
+        """The sites with their modules."""
+        ...
+
+    def layer_of(self, site: Site) -> nn.Module:
+        """The layer that a site is in."""
+        ...
 
 
 class Probe:
@@ -40,8 +57,9 @@ class Probe:
         return None
 
 
-def run(backbone: Backbone, inputs: Mapping[str, Any], probe: Probe | None = None) -> Tensor:
+def run(backbone: Sited, inputs: Mapping[str, Any], probe: Probe | None = None) -> Tensor:
     """The trunk's first output under a probe, without gradients."""
-    with torch.no_grad(), backbone.runtime.running(probe):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), backbone.runtime.running(probe):
+        torch.manual_seed(0)  # a model that draws numbers, to mask patches say, draws the same ones in every run
         output = backbone.trunk(**inputs)
     return output[0]  # type: ignore[no-any-return]

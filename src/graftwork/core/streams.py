@@ -25,6 +25,7 @@ class Branch:
 
     outputs: modules that return h₀. residuals: modules that receive r, each with the argument. norm: after the add.
     inner: a norm between h₀ and the add. beside: the number of the branch that is added to the same residual before.
+    shared: the module that returns h₀ serves other branches in turn. flat: h₀ and r have rows and tokens joined.
     start, end: the nodes of r and h₀.
     """
 
@@ -35,6 +36,8 @@ class Branch:
     norm: str | None = None
     inner: str | None = None
     beside: int | None = None
+    shared: bool = False
+    flat: bool = False
 
 
 class Unreadable(Exception):
@@ -56,6 +59,7 @@ class Layer:
         self.call = call
         self.inside = trace.inside(call)
         self.shape = () if call.first is None else trace.nodes[call.first].shape
+        self.joined = (self.shape[0] * self.shape[1], *self.shape[2:]) if len(self.shape) > 1 else ()
         self.entry = next((g.node for g in call.given if trace.nodes[g.node].shape == self.shape), None)
         self.argument: Argument = next((g.argument for g in call.given if g.node == self.entry), (0, ""))
         self.stopped = ""
@@ -130,7 +134,7 @@ class Layer:
             one = self._branch(part, step.stream, norm if last else None)
             if number:
                 one = replace(one, beside=len(before) + number - 1, residuals=made[0].residuals)
-            elif not one.residuals and before and self.trace.root(step.stream) == self._sums.get(len(before) - 1):
+            elif not one.residuals and before and self._stands_beside(one, step):
                 one = replace(one, beside=len(before) - 1, residuals=before[-1].residuals)
             if not one.residuals:
                 raise Unreadable(
@@ -139,6 +143,11 @@ class Layer:
             made.append(one)
         self._sums[len(before) + len(made) - 1] = self.trace.root(step.node)
         return made
+
+    def _stands_beside(self, one: Branch, step: _Sum) -> bool:
+        """Whether a branch is added to the sum of the branch before it, without having read that sum."""
+        last = self._sums.get(max(self._sums, default=-1))
+        return last == self.trace.root(step.stream) and last not in self.trace.before(one.end)
 
     def _parts(self, node: int) -> list[int]:
         """The branches that a sum adds to one residual: two where attention and feed-forward stand side by side."""
@@ -155,52 +164,57 @@ class Layer:
         return sorted((part for side in sides for part in self._parts(side)), key=self.trace.root)
 
     def _branch(self, node: int, stream: int, norm: str | None) -> Branch:
-        end, inner = self.trace.root(node), None
-        returning = self._usable(end)
+        start, end, inner = self.trace.root(stream), self.trace.root(node), None
+        returning, flat = self._usable(end)
         if returning and _is_norm(returning[0]):
-            inner = returning[0]
-            end = self.trace.root(inner.given[0].node)
-            returning = self._usable(end)
+            inner = self.path(returning[0])
+            end = self.trace.root(returning[0].given[0].node)
+            returning, flat = self._usable(end)
         if not returning:
             raise Unreadable(
                 "what is added to its stream is not what a module returns, but comes out of the operation "
                 f"{self.trace.nodes[end].operation!r}"
             )
-        residuals = self._receiving(self.trace.root(stream), before=returning[0].left)
-        return Branch(
-            tuple(self.path(call) for call in returning),
-            residuals,
-            self.trace.root(stream),
-            end,
-            norm,
-            None if inner is None else self.path(inner),
-        )
+        shared = self._turns(returning[0]) > 1
+        receiving = self._receiving(start, returning[0], {self.shape, self.joined} if flat else {self.shape})
+        paths = tuple(self.path(call) for call in returning)
+        return Branch(paths, receiving, start, end, norm, inner, shared=shared, flat=flat)
 
     def _returning(self, root: int) -> list[Call]:
         return [call for call in self.trace.outputs.get(root, []) if self.call.holds(call)]
 
-    def _usable(self, root: int) -> list[Call]:
-        """Modules that return these numbers as one tensor of the stream's shape: the last innermost first."""
-        calls = [call for call in self._returning(root) if self._once(call)]
-        calls = [c for c in calls if c.made is not None and self.trace.nodes[c.made].shape == self.shape]
-        inner = [call for call in calls if not any(call.holds(other) for other in calls)]
-        return [*reversed(inner), *(call for call in calls if call not in inner)]
+    def _usable(self, root: int) -> tuple[list[Call], bool]:
+        """Modules that return these numbers as one tensor of the stream's shape, the last innermost first.
 
-    def _receiving(self, root: int, before: int) -> tuple[tuple[str, Argument], ...]:
-        calls = sorted(self.inside, key=lambda call: call.entered)
+        Those that run once, else those that serve several branches in turn, else (True) those that join rows and
+        tokens.
+        """
+        calls = self._returning(root)
+        whole = [call for call in calls if self.trace.nodes[call.made or 0].shape == self.shape]
+        once = [call for call in whole if self._turns(call) == 1]
+        joined = [c for c in calls if self.trace.nodes[c.made or 0].shape == self.joined and self._turns(c) == 1]
+        usable = once or whole or joined
+        inner = [call for call in usable if not any(call.holds(other) for other in usable)]
+        return [*reversed(inner), *(call for call in usable if call not in inner)], not whole
+
+    def _receiving(self, root: int, until: Call, shapes: set[tuple[int, ...]]) -> tuple[tuple[str, Argument], ...]:
+        """Modules that receive these numbers before a call, and have no other turn of that call's module after them."""
+        turns = [call.entered for call in self.inside if call.module is until.module and call is not until]
         found = [
             (self.path(call), given.argument)
-            for call in calls
-            if call.entered < before and self._once(call)
+            for call in sorted(self.inside, key=lambda call: call.entered)
+            if call.entered < until.left
+            and self._turns(call) == 1
+            and not any(call.entered <= turn < until.entered for turn in turns)
             for given in call.given
-            if self.trace.root(given.node) == root and self.trace.nodes[given.node].shape == self.shape
+            if self.trace.root(given.node) == root and self.trace.nodes[given.node].shape in shapes
         ]
         if not found and self.entry is not None and root == self.trace.root(self.entry):
             return (("", self.argument),)
         return tuple(found)
 
-    def _once(self, call: Call) -> bool:
-        return sum(other.module is call.module for other in self.inside) == 1
+    def _turns(self, call: Call) -> int:
+        return sum(other.module is call.module for other in self.inside)
 
     def path(self, call: Call) -> str:
         """Where a call's module is inside the layer."""
