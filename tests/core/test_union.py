@@ -86,8 +86,8 @@ class Lonely:
 @pytest.mark.parametrize(
     ("kind", "place", "reason"),
     [
-        ("attn.kv", "kv", "two prefixes in front of one attention have no order"),
-        ("prompt", "prompt", "two prompts in front of one text have no order"),
+        ("attn.kv", "kv", "prefixes do not add; put them in adapters of their own and Stack those"),
+        ("prompt", "prompt", "prompts do not add; put them in adapters of their own and Stack those"),
     ],
 )
 def test_what_goes_alone_is_refused_twice(kind: str, place: str, reason: str) -> None:

@@ -177,7 +177,14 @@ def test_the_docs_describe_the_routes(client: httpx.Client) -> None:
     predict = schema["paths"]["/v1/predict"]["post"]
     assert {"200", "400", "413", "422", "429", "503"} <= set(predict["responses"])
     body = predict["requestBody"]["content"]["application/json"]["schema"]
-    assert set(body["properties"]["rows"]["items"]["properties"]) == {"text", "text_pair", "tokens", "choices", "adapters", "head"}
+    assert set(body["properties"]["rows"]["items"]["properties"]) == {
+        "text",
+        "text_pair",
+        "tokens",
+        "choices",
+        "adapters",
+        "head",
+    }
     assert "error" not in client.post("/v1/predict", json={"rows": []}).json()
 
 

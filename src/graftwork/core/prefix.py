@@ -12,8 +12,8 @@ queries where a model groups these. Dropout is on the prefixes. With use_gating 
 attention, averaged over tokens, multiplies keys and values of a row (one gate for both, or one each).
 
 A prefix lengthens an attention instead of changing a stream, so it is outside the arithmetic of changes: it stands
-alone, beside any other method, and rows of a batch may have different ones or none; two in front of one attention have
-no order. Knows nothing of layers, names, files or compositions.
+beside any other method, rows of a batch may have different ones or none, several may stand one after another, and they
+have no sum and no mean. Knows nothing of layers, names, files or compositions.
 """
 
 from collections.abc import Sequence

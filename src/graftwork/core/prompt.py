@@ -5,8 +5,8 @@
 P·D parameters for the whole model. The tokens are drawn at birth from U(-s, s), s = random_uniform_scale, or begin as
 the embeddings of a text (`begin_as`): who has a tokenizer gives the rows, this file knows none.
 
-A prompt lengthens the text instead of changing a stream, so it is outside the arithmetic of changes: it stands alone,
-beside any other method, and two in front of one text have no order.
+A prompt lengthens the text instead of changing a stream, so it is outside the arithmetic of changes: it stands beside
+any other method, several may stand one after another, and they have no sum and no mean.
 Knows nothing of layers, names, files, tokenizers or compositions.
 """
 

@@ -4,7 +4,7 @@ At a site where several members have modules, each reads what was there before, 
 
     Δ = Σ mᵢ(read(Δ₀))            and where a member edits the block's output (ReFT), it reads Δ₀ + the others' sum
 
-Two things cannot be put in front of one attention or one text, and a sum of invertible maps has no known inverse: two
+What is put in front of an attention or a text does not add, and a sum of invertible maps has no known inverse: two
 members at one such site are refused. A fusion over unions attends to the sum of what the members say, and settles it as
 the last of them would. Parameters are `<index>.<parameter>`. Knows no method but by its `build`.
 """
@@ -21,8 +21,8 @@ from graftwork.core.site import Delta, Positions, Reading, Site
 from graftwork.errors import AdapterError
 
 _ALONE = {
-    "kv": "two prefixes in front of one attention have no order",
-    "prompt": "two prompts in front of one text have no order",
+    "kv": "prefixes do not add; put them in adapters of their own and Stack those",
+    "prompt": "prompts do not add; put them in adapters of their own and Stack those",
     "embed": "a sum of maps, one of them invertible, has no known inverse",
 }
 
