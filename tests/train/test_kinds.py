@@ -96,6 +96,36 @@ def recipe(folder: Path, name: str) -> Recipe:
     return override(made, {"output": str(folder / "run")})
 
 
+def test_rows_of_many_kinds_are_answered_in_one_forward(tmp_path: Path) -> None:
+    registry, rows = Registry(tmp_path / "registry"), []
+    for name in KINDS:
+        made = override(recipe(tmp_path / name, name), {"training.max_steps": 2, "training.epochs": 1})
+        workflow.push(train(made, registry=registry), registry, name)
+        lines = (tmp_path / name / "test.jsonl").read_text().splitlines()[:2]
+        rows += [workflow._asked(json.loads(line), name, None) for line in lines]
+    rows.append({"text": "the film", "adapters": "pairs"})  # one text alone, beside pairs
+    random.Random(0).shuffle(rows)
+    engine = workflow.open_engine(made.model.name, registry)
+    together = engine.answer(rows)
+    assert engine.counts.forwards == 1
+    for row, answer in zip(rows, together, strict=True):
+        (alone,) = engine.answer([row])
+        assert "error" not in answer, answer
+        assert _flat(answer) == pytest.approx(_flat(alone), abs=1e-4), row
+    assert {len(answer.get("embedding", [])) for answer in together} == {0, 32}
+
+
+def _flat(answer: Any, path: str = "") -> dict[str, Any]:
+    """Every number and text of an answer by its place."""
+    if isinstance(answer, dict):
+        inner = answer.items()
+    elif isinstance(answer, list):
+        inner = enumerate(answer)  # type: ignore[assignment]
+    else:
+        return {path: answer}
+    return {key: value for name, one in inner for key, value in _flat(one, f"{path}.{name}").items()}
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_task_is_trained_evaluated_and_served(name: str, tmp_path: Path) -> None:
     made = recipe(tmp_path, name)
