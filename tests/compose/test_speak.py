@@ -49,6 +49,17 @@ def test_it_says_the_same(family: str, way: str) -> None:
     assert bare.backbone.runtime.route is None
 
 
+@pytest.mark.parametrize("family", GENERATORS)
+def test_it_is_as_sure_as_the_class_itself(family: str) -> None:
+    whole, bare = spoken(family)
+    ids = tiny.inputs(family, rows=2)["input_ids"]
+    options: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": None, "decoder_start_token_id": 0}
+    options |= {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    expected = whole.generate(ids, adapters="a", **options).logits
+    found = bare.generate(ids, adapters="a", head="words", **options).logits
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
 def test_the_active_head_speaks_on_a_bare_trunk() -> None:
     _, bare = spoken("llama")
     ids = tiny.inputs("llama", rows=2)["input_ids"]

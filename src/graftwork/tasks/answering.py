@@ -73,7 +73,7 @@ class Answering(Task):
         pieces = checked_logits(logits, 2, 2)[: len(encoded.input_ids)]  # (T, 2)
         real = torch.tensor([place is not None for place in encoded.offsets])
         starts, ends = (pieces[:, side].masked_fill(~real, float("-inf")) for side in (0, 1))
-        scores = (starts[:, None] + ends[None, :]).triu().tril(LONGEST - 1)  # (T, T): first piece, last piece
+        scores = starts[:, None] + ends[None, :]  # (T, T): first piece, last piece
         allowed = torch.ones_like(scores, dtype=torch.bool).triu().tril(LONGEST - 1)
         scores = scores.masked_fill(~allowed, float("-inf"))
         best = int(scores.argmax())
