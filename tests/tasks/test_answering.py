@@ -39,7 +39,7 @@ def test_the_best_span_is_forward_short_and_in_the_context() -> None:
     logits = torch.randn(len(encoded.input_ids), 2, generator=torch.Generator().manual_seed(0))
     logits[1] = 50  # of the question
     logits[real[0], 0] = logits[real[-1], 1] = 20  # too far apart, though each is best
-    logits[real[40], 0] = logits[real[5], 1] = 19  # the wrong way round
+    logits[real[40], 0] = logits[real[5], 1] = 25  # the wrong way round
     scores = {
         (first, last): float(logits[first, 0] + logits[last, 1])
         for first in real
