@@ -9,7 +9,17 @@ from typing import ClassVar, Literal
 
 from graftwork.core.activations import ACTIVATIONS
 from graftwork.core.distributions import INITS
-from graftwork.core.options import is_count, is_number, is_share, place_problems, settle_places
+from graftwork.core.options import (
+    at_layer,
+    fits_layers,
+    is_count,
+    is_number,
+    is_share,
+    place_problems,
+    seed_problems,
+    settle_places,
+    switch_problems,
+)
 from graftwork.core.site import Site
 from graftwork.errors import AdapterError
 
@@ -83,12 +93,7 @@ class BottleneckOptions:
 
     def __post_init__(self) -> None:
         settle_places(self)
-        if isinstance(self.linears, list):
-            object.__setattr__(self, "linears", tuple(self.linears))
-        if isinstance(self.reduction_factor, Mapping):
-            object.__setattr__(self, "reduction_factor", {str(k): v for k, v in self.reduction_factor.items()})
-        switches = ((name, getattr(self, name)) for name in _SWITCHES)
-        wrong = [f"{name} {value!r} must be true or false" for name, value in switches if not isinstance(value, bool)]
+        wrong = switch_problems(self, _SWITCHES) + seed_problems(self.init_weights_seed)
         checks = (*_sizes(self), *_stream(self), *_elsewhere(self), *_hypercomplex(self))
         problems = wrong + [problem for fine, problem in checks if not fine] + place_problems(self)
         if problems:
@@ -103,31 +108,22 @@ class BottleneckOptions:
         """M = floor(D / reduction factor), at least 1. Raises AdapterError where a mapping leaves the layer out."""
         if self.bottleneck_size is not None:
             return self.bottleneck_size
-        factor = self.reduction_factor
-        if isinstance(factor, Mapping):
-            if str(site.depth) not in factor and "default" not in factor:
-                raise AdapterError(
-                    f"reduction_factor {dict(factor)} has neither an entry for layer {site.depth} nor a 'default'"
-                )
-            factor = factor.get(str(site.depth), factor.get("default", 0))
-        return max(1, int(site.width // factor))
+        return max(1, int(site.width // at_layer("reduction_factor", self.reduction_factor, site)))
 
 
 _Checks = tuple[tuple[bool, str], ...]
 
 
 def _sizes(config: BottleneckOptions) -> _Checks:
-    size, seed = config.bottleneck_size, config.init_weights_seed
+    size = config.bottleneck_size
     return (
-        (_are_factors(config.reduction_factor), f"reduction_factor {config.reduction_factor!r} must be a positive "
-         "number, or a mapping of layer number (or 'default') to one"),
+        (fits_layers(config.reduction_factor, _is_factor), f"reduction_factor {config.reduction_factor!r} must be a "
+         "positive number, or a mapping of layer number (or 'default') to one"),
         (size is None or (is_count(size) and size > 0), f"bottleneck_size {size!r} must be a positive whole number, "
          "or none for D / reduction_factor"),
         (str(config.non_linearity).lower() in ACTIVATIONS, f"non_linearity {config.non_linearity!r} is unknown; there "
          f"are {', '.join(ACTIVATIONS)}"),
         (config.init_weights in INITS, f"init_weights {config.init_weights!r} is not one of {', '.join(INITS)}"),
-        (seed is None or is_count(seed, 2**32), f"init_weights_seed {seed!r} must be none or a whole number from 0 to "
-         "2**32 - 1"),
         (is_share(config.dropout), f"dropout {config.dropout!r} must be in [0, 1)"),
         (is_share(config.stochastic_depth), f"stochastic_depth {config.stochastic_depth!r} must be in [0, 1)"),
     )  # fmt: skip
@@ -184,8 +180,5 @@ def _hypercomplex(config: BottleneckOptions) -> _Checks:
     )  # fmt: skip
 
 
-def _are_factors(value: object) -> bool:
-    if not isinstance(value, Mapping):
-        return is_number(value) and value > 0  # type: ignore[operator]
-    layers = all(str(key) == "default" or str(key).isdecimal() for key in value)
-    return layers and all(is_number(factor) and factor > 0 for factor in value.values())
+def _is_factor(value: object) -> bool:
+    return is_number(value) and value > 0  # type: ignore[operator]
