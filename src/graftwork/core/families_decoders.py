@@ -93,7 +93,7 @@ _GPT2 = LayerStack(
     ),
     attentions=(Attention("attn", "attn"), Attention("cross", "crossattention", optional=True)),
     embed="drop",
-    prompt="wte",
+    prompts=False,
 )
 
 _GPTJ = LayerStack(

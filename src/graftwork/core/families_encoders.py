@@ -74,6 +74,7 @@ _MODERNBERT = LayerStack(
     linears=(*merged("attn.Wqkv", "blocks", "attn.Wo"), *feed_forward("mlp.Wi", "mlp.Wo")),
     attentions=(Attention("attn", "attn"),),
     embed="embeddings",
+    prompts=False,
 )
 
 _DEBERTA = LayerStack(
@@ -82,6 +83,7 @@ _DEBERTA = LayerStack(
     (_BERT_ATTN, _BERT_FFN),
     linears=(*merged("attention.self.in_proj", "heads", "attention.output.dense"), *_BERT_FEED_FORWARD),
     embed="embeddings",
+    prompts=False,
 )
 
 _DEBERTA_V2 = LayerStack(
@@ -94,6 +96,7 @@ _DEBERTA_V2 = LayerStack(
         *_BERT_FEED_FORWARD,
     ),
     embed="embeddings",
+    prompts=False,
 )
 
 

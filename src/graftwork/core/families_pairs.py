@@ -57,6 +57,7 @@ def _bart(sites: tuple[Sublayer, ...], embed: str, prompt: str | None) -> tuple[
             attentions=(Attention("attn", "self_attn"),),
             embed=embed,
             prompt=prompt,
+            prompts=prompt is not None,
         ),
         LayerStack(
             "decoder",

@@ -63,7 +63,8 @@ _CLIP_VISION = LayerStack(
     attentions=(Attention("attn", "self_attn"),),
     prompt="embeddings",
 )
-_CLIP_TEXT = replace(_CLIP_VISION, embed="embeddings", prompt=None)
+_SIGLIP_TEXT = replace(_CLIP_VISION, embed="embeddings", prompt=None)
+_CLIP_TEXT = replace(_SIGLIP_TEXT, prompts=False)  # it looks for the end of the text at the place it was given
 
 
 def _wav2vec2(attn: Sublayer, ffn: Sublayer) -> tuple[LayerStack, ...]:
@@ -78,22 +79,30 @@ def _wav2vec2(attn: Sublayer, ffn: Sublayer) -> tuple[LayerStack, ...]:
             ),
             attentions=(Attention("attn", "attention"),),
             embed="encoder.dropout",
+            prompts=False,
         ),
     )
 
 
 _TEXT = Tower("text", "text_config", "text_model", absent=True)
 _VISION = Tower("vision", "vision_config", "vision_model", absent=True)
-_SEEN = Tower("vision", "vision_config", "vision_tower")
-_READ = Tower("text", "text_config", "language_model")
+_SEEN = Tower("vision", "vision_config", "vision_tower", prompts=False)
+_READ = Tower("text", "text_config", "language_model", prompts=False)  # images go to places counted beforehand
 
 SENSES: tuple[Family, ...] = (
     Family(("vit",), (_VIT,)),
-    Family(("beit",), (_BEIT,)),
+    Family(
+        ("beit",),
+        (_BEIT,),
+        variants=tuple(  # a bias for each pair of patches
+            Variant(((name, True),), (replace(_BEIT, prompts=False),))
+            for name in ("use_relative_position_bias", "use_shared_relative_position_bias")
+        ),
+    ),
     Family(("dinov2",), (_DINOV2,)),
     Family(("clip_vision_model", "siglip_vision_model"), (_CLIP_VISION,)),
     Family(("clip_text_model",), (_CLIP_TEXT,), causal=True),
-    Family(("siglip_text_model",), (_CLIP_TEXT,)),
+    Family(("siglip_text_model",), (_SIGLIP_TEXT,)),
     Family(("clip", "siglip"), towers=(_TEXT, _VISION)),  # text first, as AdapterHub numbers the layers
     Family(
         ("wav2vec2", "hubert"),

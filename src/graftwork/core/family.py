@@ -77,7 +77,7 @@ class LayerStack:
 
     layers: the path of the list; `groups.*.layers` are the lists of all groups, one after another. embed: the module
     whose output are the embeddings that enter the first layer. prompt: the one whose output may get longer, where that
-    is another (before positions are added).
+    is another (before positions are added). prompts: whether it may: some models count the tokens they were given.
     """
 
     name: str
@@ -88,6 +88,7 @@ class LayerStack:
     attentions: tuple[Attention, ...] = ()
     embed: str | None = None
     prompt: str | None = None
+    prompts: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Tower:
     """A model inside a model, of a family of its own: `config` names its configuration, `path` its module.
 
     Its one stack is called as the tower is. absent: some classes of the model come without it. embeds: whether anything
-    may attach to its embeddings.
+    may attach to its embeddings. prompts: whether they may get longer.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Tower:
     path: str
     absent: bool = False
     embeds: bool = True
+    prompts: bool = True
 
 
 @dataclass(frozen=True)

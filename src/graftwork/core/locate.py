@@ -161,7 +161,7 @@ def _inside(stack: LayerStack, number: int, layer: nn.Module, family: Family, de
 
 
 def _embeddings(trunk: nn.Module, stack: LayerStack) -> Iterator[Located]:
-    for kind, path in (("embed", stack.embed), ("prompt", stack.prompt or stack.embed)):
+    for kind, path in (("embed", stack.embed), ("prompt", stack.prompt or stack.embed if stack.prompts else None)):
         module = None if path is None else child(trunk, path)
         if module is None or path is None:
             continue

@@ -48,13 +48,17 @@ class LinearTap:
         if runtime.route is None:
             return None
         part = output if self.columns is None else output[..., self.columns]
-        delta = runtime.route.delta(self.index, Reading(part, args[0], None, weight=self.weight, mask=runtime.mask))
+        reading = Reading(
+            _in_rows(part, runtime), _in_rows(args[0], runtime), None, weight=self.weight, mask=runtime.mask
+        )
+        delta = runtime.route.delta(self.index, reading)
         if delta is None or delta.before is None:
             return None
+        part = part + delta.before.view_as(part)
         if self.columns is None:
-            return output + delta.before
+            return part
         changed = output.clone()
-        changed[..., self.columns] = part + delta.before
+        changed[..., self.columns] = part
         return changed
 
 
@@ -75,8 +79,11 @@ class InputTap:
         runtime = self.runtime
         if runtime.route is None:
             return None
-        delta = runtime.route.delta(self.index, Reading(args[0], args[0], None, mask=runtime.mask))
-        return None if delta is None or delta.before is None else (args[0] + delta.before, *args[1:])
+        entering = _in_rows(args[0], runtime)
+        delta = runtime.route.delta(self.index, Reading(entering, entering, None, mask=runtime.mask))
+        if delta is None or delta.before is None:
+            return None
+        return (args[0] + delta.before.view_as(args[0]), *args[1:])
 
 
 class _Embeddings:
@@ -173,6 +180,11 @@ class HeadTap:
             return None
         undone = self.runtime.route.inverse(self.site, args[0])
         return None if undone is None else (undone, *args[1:])
+
+
+def _in_rows(tensor: Tensor, runtime: Runtime) -> Tensor:
+    """(B, T, D), also where a block has joined rows and tokens: (B·T, D)."""
+    return tensor if tensor.dim() != 2 else tensor.view(runtime.rows, -1, tensor.shape[-1])
 
 
 def _replaced(output: Any, first: Tensor) -> Any:
