@@ -274,6 +274,9 @@ class AdapterModel(nn.Module):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         word_starts: Tensor | None = None,
+        input_features: Tensor | None = None,
+        input_values: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
         *,
         adapters: Setup | Default = Default.ACTIVE,
         head: str | Sequence[str | None] | None = None,
@@ -295,7 +298,8 @@ class AdapterModel(nn.Module):
             "position_ids": position_ids, "inputs_embeds": inputs_embeds, "pixel_values": pixel_values,
             "decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask,
             "labels": labels if isinstance(labels, Tensor) else None, "word_starts": word_starts,
-            "start_positions": start_positions, "end_positions": end_positions,
+            "start_positions": start_positions, "end_positions": end_positions, "input_features": input_features,
+            "input_values": input_values, "decoder_inputs_embeds": decoder_inputs_embeds,
         }  # fmt: skip
         shape = shape_of(given := {key: value for key, value in tensors.items() if value is not None})
         plan = self._plan(shape.per_row(adapters), shape.per_row(head), shape.rows, skip_layers)

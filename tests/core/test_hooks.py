@@ -18,7 +18,7 @@ from graftwork.core.families import OF_MODEL_TYPE, Family, LayerStack, Sublayer
 from graftwork.core.hooks import Runtime
 from graftwork.core.site import Delta, Reading
 from graftwork.errors import BackboneError, RoutingError
-from tests import tiny
+from tests import tiny, zoo
 
 
 class Push:
@@ -260,3 +260,80 @@ def test_hooks_are_bound_methods_of_picklable_objects() -> None:
     assert len(hooks) == 12
     assert not any(isinstance(hook, partial) or hook.__name__ == "<lambda>" for hook in hooks)
     assert OF_MODEL_TYPE["bert"] is Backbone(tiny.model("bert")).family
+
+
+# -- sub-layers that are not one after another --
+
+
+class Count:
+    """A route that notes what every site reads and changes nothing."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.residuals: dict[int, Tensor] = {}
+
+    def delta(self, site: int, reading: Reading) -> None:
+        self.shapes.append(tuple(reading.output.shape))
+        self.residuals[site] = reading.residual
+
+
+def test_side_by_side_the_second_sublayer_adds_to_the_stream_after_the_first() -> None:
+    backbone = Backbone(zoo.model("gptj"))
+    block: Any = backbone.trunk.h[0]
+    backbone.trunk.h = backbone.trunk.h[:1]
+    backbone.trunk.ln_f = nn.Identity()
+    inputs, seen = zoo.inputs("gptj"), Count()
+    with torch.no_grad():
+        x = backbone.trunk.wte(inputs["input_ids"])
+        base = run(backbone, seen, inputs)
+        fed = block.mlp(block.ln_1(x))
+        torch.testing.assert_close(seen.residuals[1], base - fed)
+        assert torch.equal(seen.residuals[0], x)
+        torch.testing.assert_close(run(backbone, Push(0.5), inputs), base + 1.0)
+
+
+def test_a_module_that_serves_both_sublayers_is_each_ones_in_turn() -> None:
+    for family in ("vit", "beit", "dinov2"):
+        backbone, seen = Backbone(zoo.model(family)), Count()
+        run(backbone, seen, zoo.inputs(family))
+        assert list(seen.residuals) == [site.index for site in backbone.sites if site.place == "sublayer"], family
+        assert not torch.equal(seen.residuals[0], seen.residuals[1])
+
+
+def test_rows_and_tokens_that_a_block_joins_are_apart_for_adapters() -> None:
+    for family in ("opt", "opt-post"):
+        backbone, seen = Backbone(zoo.model(family)), Count()
+        run(backbone, seen, zoo.inputs(family, rows=3, tokens=6))
+        assert seen.shapes == [(3, 6, zoo.WIDTH)] * 4, family
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_on_a_branch_with_a_norm_a_change_is_before_or_after_it(place: str) -> None:
+    backbone = Backbone(zoo.model("gemma2"))
+    layer: Any = backbone.trunk.layers[0]
+    backbone.trunk.layers = backbone.trunk.layers[:1]
+    backbone.trunk.norm = nn.Identity()
+    outputs: list[Tensor] = []
+    layer.mlp.down_proj.register_forward_hook(lambda module, args, output: outputs.append(output))
+    inputs, seen = zoo.inputs("gemma2"), Count()
+    base = run(backbone, seen, inputs)
+    change = torch.randn_like(base)
+
+    class One:
+        def delta(self, site: int, reading: Reading) -> Delta | None:
+            return Delta(**{place: change}) if site == 1 else None
+
+    found = run(backbone, One(), inputs)
+    norm = layer.post_feedforward_layernorm
+    with torch.no_grad():
+        right = norm(outputs[0] + change) if place == "before" else norm(outputs[0]) + change
+        torch.testing.assert_close(found, seen.residuals[1] + right)
+
+
+def test_a_residual_that_never_came_is_noticed_where_no_module_is_shared() -> None:
+    right = OF_MODEL_TYPE["llama"].stacks[0]
+    lost = Sublayer("ffn", "mlp.down_proj", "input_layernorm", beside="cross")
+    wrong = Family(("llama",), (LayerStack("", right.layers, (right.sites[0], lost)),))
+    backbone = Backbone(tiny.model("llama"), wrong)
+    with pytest.raises(BackboneError, match="ran before its residual was seen"):
+        run(backbone, Push(1.0), tiny.inputs("llama"))

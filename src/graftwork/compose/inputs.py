@@ -15,7 +15,8 @@ from torch import Tensor
 from graftwork.core.heads_language import shifted_right
 from graftwork.errors import AdapterError
 
-ROWS = ("input_ids", "inputs_embeds", "pixel_values", "decoder_input_ids")  # inputs whose first dimension is the batch
+# inputs whose first dimension is the batch
+ROWS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values", "decoder_input_ids")
 _PLAIN_DIMENSIONS = {"input_ids": 2, "inputs_embeds": 3}
 SPAN = ("start_positions", "end_positions")
 

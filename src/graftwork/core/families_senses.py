@@ -84,8 +84,8 @@ def _wav2vec2(attn: Sublayer, ffn: Sublayer) -> tuple[LayerStack, ...]:
     )
 
 
-_TEXT = Tower("text", "text_config", "text_model", absent=True)
-_VISION = Tower("vision", "vision_config", "vision_model", absent=True)
+_TEXT = Tower("text", "text_config", "text_model", absent=True, prompts=False)
+_VISION = Tower("vision", "vision_config", "vision_model", absent=True, prompts=False)
 _SEEN = Tower("vision", "vision_config", "vision_tower", prompts=False)
 _READ = Tower("text", "text_config", "language_model", prompts=False)  # images go to places counted beforehand
 
