@@ -17,7 +17,7 @@ from graftwork.registry.foreign.bottleneck import Era, bottleneck_config, read_b
 from graftwork.registry.foreign.files import read_json, read_weights
 from graftwork.registry.foreign.heads import CONFIG as HEAD_CONFIG
 from graftwork.registry.foreign.heads import read_head_files
-from graftwork.registry.foreign.imported import UNKNOWN, Asserted, Facts, Imported, Ledger
+from graftwork.registry.foreign.imported import UNKNOWN, Asserted, Facts, Imported, Ledger, honest
 from graftwork.registry.foreign.keys import Key, keys_of, take_apart
 from graftwork.registry.foreign.layouts import layout_of
 from graftwork.registry.foreign.lora import lora_config, read_lora
@@ -51,7 +51,8 @@ def read_adapterhub(
     PackageError.
     """
     folder = Path(folder)
-    adapter = _read_adapter(folder, facts, subtract_projection)
+    with honest(str(folder)):
+        adapter = _read_adapter(folder, facts, subtract_projection)
     if not (folder / HEAD_CONFIG).exists():
         return [adapter]
     head = read_head(folder, facts=facts, name=adapter.name)
@@ -149,7 +150,8 @@ class _Reading:
 def read_head(folder: Path | str, *, facts: Facts = UNKNOWN, name: str | None = None) -> Imported:
     """The head in a folder; `name`: for a head of transformers, which has none. Raises NotFound, PackageError."""
     folder = Path(folder)
-    meta, head, ledger = read_head_files(folder, facts)
+    with honest(str(folder)):
+        meta, head, ledger = read_head_files(folder, facts)
     static = not isinstance(meta.get("config"), dict)
     own = (name or folder.name) if static else _name(meta, str(folder / HEAD_CONFIG))
     version = str(meta.get("version") or "")
@@ -168,7 +170,11 @@ def read_head(folder: Path | str, *, facts: Facts = UNKNOWN, name: str | None = 
 
 def read_fusion(folder: Path | str) -> Imported:
     """The AdapterFusion in a folder. Raises NotFound, PackageError."""
-    folder = Path(folder)
+    with honest(str(folder)):
+        return _read_fusion(Path(folder))
+
+
+def _read_fusion(folder: Path) -> Imported:
     meta, where = read_json(folder, FUSION_CONFIG), str(folder / FUSION_CONFIG)
     base, name = _base(meta, where), _name(meta, where)
     layout = layout_of(base.model_type, where)

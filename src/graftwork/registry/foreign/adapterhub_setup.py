@@ -17,7 +17,7 @@ from graftwork.registry.foreign.adapterhub import (
 )
 from graftwork.registry.foreign.files import listing, read_json
 from graftwork.registry.foreign.heads import CONFIG as HEAD_CONFIG
-from graftwork.registry.foreign.imported import UNKNOWN, Facts, Imported
+from graftwork.registry.foreign.imported import UNKNOWN, Facts, Imported, honest
 
 SETUP_CONFIG = "adapter_setup.json"
 
@@ -27,7 +27,11 @@ def read_setup(folder: Path | str, *, facts: Facts = UNKNOWN) -> tuple[str, list
 
     Raises NotFound, PackageError: a part that the setup names and the folder lacks.
     """
-    folder = Path(folder)
+    with honest(str(folder)):
+        return _read_setup(Path(folder), facts)
+
+
+def _read_setup(folder: Path, facts: Facts) -> tuple[str, list[Imported]]:
     written, where = read_json(folder, SETUP_CONFIG), str(folder / SETUP_CONFIG)
     setup = written.get("adapter_setup")
     if not isinstance(setup, dict):

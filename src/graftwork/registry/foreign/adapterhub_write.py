@@ -33,7 +33,22 @@ CLASSES = {
     "plbart": "PLBart", "roberta": "Roberta", "t5": "T5", "vit": "ViT", "whisper": "Whisper",
     "xlm-roberta": "XLMRoberta", "xmod": "Xmod",
 }  # fmt: skip
-_LANGUAGE = ("masked_lm", "causal_lm", "seq2seq_lm")
+_ROW = ("num_labels", "layers", "activation_function", "dropout_prob", "use_pooler", "bias")
+_TOKEN = ("num_labels", "layers", "activation_function", "dropout_prob")
+_WORDS = ("vocab_size", "layers", "activation_function", "layer_norm", "bias", "shift_labels")
+# kind of head -> the fields that AdapterHub's class takes, besides head_type and label2id; another one makes it fail
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "classification": _ROW,
+    "multilabel_classification": _ROW,
+    "image_classification": (*_ROW, "multilabel"),
+    "multiple_choice": ("num_choices", "layers", "activation_function", "dropout_prob", "use_pooler"),
+    "tagging": _TOKEN,
+    "question_answering": _TOKEN,
+    "dependency_parsing": ("num_labels",),
+    "masked_lm": (*_WORDS, "embedding_size"),
+    "causal_lm": (*_WORDS, "embedding_size", "dropout_prob"),
+    "seq2seq_lm": _WORDS,
+}
 
 
 def write_adapterhub(package: Package, folder: Path | str, facts: Facts = UNKNOWN) -> list[str]:
@@ -122,28 +137,33 @@ def _write_head(
 def _head_config(hub: Hub, spec: HeadSpec, model: str) -> dict[str, Any]:
     kind = "classification" if spec.kind == "regression" else spec.kind
     options = dict(spec.options)
-    if kind not in (*heads.ROWS, *heads.TOKENS, *_LANGUAGE):
+    if kind not in _FIELDS:
         raise hub.refuse(f"it has no head of kind {spec.kind!r}")
     pooler = next((use for use in (False, True) if heads.pooling(kind, use, model) == spec.pooling), None)
     if pooler is None:
         raise hub.refuse(f"on {model} its {kind} heads never read {spec.pooling!r}")
-    scaled = model in ("t5", "mt5")
-    if options.get("scale", 1.0) != 1.0 and not scaled:
+    if options.get("scale", 1.0) != 1.0 and model not in ("t5", "mt5"):
         raise hub.refuse("its heads do not scale what they read")
-    if options.get("layer_norm") and kind not in _LANGUAGE:
-        raise hub.refuse(f"its {kind} heads have no norms")
-    config: dict[str, Any] = {"head_type": kind, "layers": spec.layers, "dropout_prob": spec.dropout}
-    config |= {"activation_function": None if spec.activation == "none" else spec.activation}
-    config |= {"label2id": {label: number for number, label in enumerate(spec.labels)} or None}
-    if kind in _LANGUAGE:
-        config |= {"vocab_size": spec.num_outputs, "layer_norm": bool(options.get("layer_norm"))}
-        config |= {"shift_labels": bool(options.get("shift")), "bias": options.get("bias", True)}
-        return config | {"embedding_size": options.get("width") or hub.width}
-    count = "num_choices" if kind == "multiple_choice" else "num_labels"
-    if config["label2id"] is None:
-        config["label2id"] = {f"LABEL_{number}": number for number in range(spec.num_outputs)}
-    config |= {count: spec.num_outputs, "use_pooler": pooler, "bias": options.get("bias", True)}
-    return config | ({"multilabel": bool(options.get("multilabel"))} if kind == "image_classification" else {})
+    for option, plain in (("layer_norm", False), ("bias", True)):
+        if options.get(option, plain) != plain and option not in _FIELDS[kind]:
+            raise hub.refuse(f"its {kind} heads have no choice of {option}")
+    if options.get("width", hub.width) != hub.width and "embedding_size" not in _FIELDS[kind]:
+        raise hub.refuse(f"its {kind} heads project from the width of the model")
+    labels = spec.labels or (() if kind.endswith("_lm") else [f"LABEL_{number}" for number in range(spec.num_outputs)])
+    known = {
+        **dict.fromkeys(("num_labels", "num_choices", "vocab_size"), spec.num_outputs),
+        "layers": spec.layers,
+        "activation_function": None if spec.activation == "none" else spec.activation,
+        "dropout_prob": spec.dropout,
+        "use_pooler": pooler,
+        "bias": options.get("bias", True),
+        "layer_norm": options.get("layer_norm", False),
+        "shift_labels": options.get("shift", False),
+        "embedding_size": options.get("width") or hub.width,
+        "multilabel": options.get("multilabel", False),
+    }
+    label2id = {label: number for number, label in enumerate(labels)} or None
+    return {"head_type": kind, "label2id": label2id, **{field: known[field] for field in _FIELDS[kind]}}
 
 
 def _meta(manifest: Manifest, name: str) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from graftwork.registry.foreign.imported import Facts, Ledger
 from graftwork.registry.foreign.static_heads import STATIC, StaticHead
 
 CONFIG, SAFE, PICKLED = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
-ROWS = ("classification", "multilabel_classification", "image_classification", "multiple_choice")
-TOKENS = ("tagging", "question_answering", "dependency_parsing")
+_ROWS = ("classification", "multilabel_classification", "image_classification", "multiple_choice")
+_TOKENS = ("tagging", "question_answering", "dependency_parsing")
 _LANGUAGE = ("masked_lm", "causal_lm", "seq2seq_lm")
 _LAST = ("gpt2", "gptj", "llama", "mistral")  # their classification reads the last token
 _ENDS = ("bart", "mbart", "plbart", "t5", "mt5", "whisper")  # theirs the last end-of-sequence token
@@ -61,7 +61,7 @@ def read_head_files(folder: Path, facts: Facts) -> tuple[dict[str, Any], dict[st
 
 def _flexible(written: Mapping[str, Any], name: str, source: _Source, ledger: Ledger) -> dict[str, Any]:
     kind = written.get("head_type")
-    if kind not in (*ROWS, *TOKENS, *_LANGUAGE):
+    if kind not in (*_ROWS, *_TOKENS, *_LANGUAGE):
         raise PackageError(f"{source.where}: head_type {kind!r} is none of AdapterHub's own; a custom head has no file")
     options: dict[str, Any] = {}
     if kind in _LANGUAGE:
@@ -207,7 +207,7 @@ def _same(weight: torch.Tensor, facts: Facts) -> bool:
 
 def pooling(kind: str, use_pooler: bool, model_type: str) -> str:
     """What stands for a row in AdapterHub's heads of a kind on a model type."""
-    if kind not in ROWS:
+    if kind not in _ROWS:
         return "none"
     if use_pooler or model_type == "beit":
         return "pooler"

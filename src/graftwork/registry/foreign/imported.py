@@ -8,7 +8,8 @@ names each source and what became of it. Knows no tool and no method.
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -155,6 +156,20 @@ class Ledger:
             )
 
 
+@contextmanager
+def honest(where: str) -> Iterator[None]:
+    """Turn what a value of the wrong kind or shape raises while a file is taken apart into PackageError.
+
+    A file of others may hold anything anywhere; damage shows as one of many types, and all of them mean the same.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
+        raise PackageError(
+            f"{where}: is not of the form that it should have: {type(error).__name__}: {error}"
+        ) from error
+
+
 def asserted_base(base: Asserted) -> BaseRef:
     """What a manifest says of a base that only the file names: the fingerprint is of the assertion, not of weights."""
     text = canonical_json({"asserted": [base.model_type, base.hidden_size, base.name]})
@@ -180,10 +195,16 @@ def to_package(
     the last member of each; `members` then holds all its leaves in order. Raises PackageError: another model type or
     width, a member without a digest, tensors without a place.
     """
-    base = _agreed(imported, base)
+    with honest(f"import of {imported.name!r}"):
+        return _package(imported, _agreed(imported, base), members or {}, name, composition)
+
+
+def _package(
+    imported: Imported, base: BaseRef, members: Mapping[str, str], name: str | None, composition: str | None
+) -> Package:
     fields: dict[str, Any] = {"role": imported.role, "head": _head_spec(imported), "sites": imported.sites}
     if imported.fusion is not None:
-        fields["fusion"] = _fusion_spec(imported, members or {}, composition)
+        fields["fusion"] = _fusion_spec(imported, members, composition)
     elif imported.method is not None:
         fields["method"] = dict(imported.method)
     manifest = Manifest(

@@ -13,7 +13,7 @@ from typing import Any
 
 from graftwork.errors import PackageError
 from graftwork.registry.foreign.files import read_json, read_weights
-from graftwork.registry.foreign.imported import Asserted, Facts, Imported, Ledger
+from graftwork.registry.foreign.imported import Asserted, Facts, Imported, Ledger, honest
 from graftwork.registry.foreign.linears import ROOT, need_base, placement, places_of
 from graftwork.registry.foreign.peft import CONFIG, PICKLED, SAFE
 
@@ -28,7 +28,11 @@ _KNOWN = {
 
 def read_llm_adapters(folder: Path | str, base: Asserted, facts: Facts, *, name: str = "") -> Imported:
     """The adapter of a folder, for a base whose linears `facts` knows. Raises NotFound, PackageError."""
-    folder = Path(folder)
+    with honest(str(folder)):
+        return _read(Path(folder), base, facts, name)
+
+
+def _read(folder: Path, base: Asserted, facts: Facts, name: str) -> Imported:
     config, where = read_json(folder, CONFIG), str(folder / CONFIG)
     if str(config.get("peft_type")).upper() != "BOTTLENECK":
         raise PackageError(f"{where}: peft_type {config.get('peft_type')!r} should be BOTTLENECK")

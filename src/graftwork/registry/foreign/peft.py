@@ -17,7 +17,7 @@ import torch
 
 from graftwork.errors import PackageError
 from graftwork.registry.foreign.files import read_json, read_weights
-from graftwork.registry.foreign.imported import Asserted, Facts, Imported, Ledger, Place
+from graftwork.registry.foreign.imported import Asserted, Facts, Imported, Ledger, Place, honest
 from graftwork.registry.foreign.linears import ROOT, means, need_base, placement, places_of
 
 CONFIG, SAFE, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -58,7 +58,11 @@ class _Module:
 
 def read_peft(folder: Path | str, base: Asserted, facts: Facts, *, name: str = "") -> Imported:
     """The adapter of a folder, for a base whose linears `facts` knows. Raises NotFound, PackageError."""
-    folder = Path(folder)
+    with honest(str(folder)):
+        return _read(Path(folder), base, facts, name)
+
+
+def _read(folder: Path, base: Asserted, facts: Facts, name: str) -> Imported:
     config, where = read_json(folder, CONFIG), str(folder / CONFIG)
     kind = str(config.get("peft_type")).upper()
     if kind not in ("LORA", "IA3", "VERA"):
