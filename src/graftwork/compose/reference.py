@@ -125,7 +125,7 @@ def undo(node: Node, hidden: Tensor) -> Tensor | None:
                 "Stack them, or answer with a head of another kind"
             )
         return None
-    return node.inverse(hidden) if isinstance(node, Invertible) else None
+    return node.inverse(hidden) if isinstance(node, Invertible) and node.undone_at_head else None
 
 
 def _in_turn(members: Sequence[Member], reading: Reading, delta: Delta) -> Delta:

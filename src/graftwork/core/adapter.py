@@ -84,7 +84,12 @@ class Adapter(Protocol):
 
 @runtime_checkable
 class Invertible(Protocol):
-    """An adapter at an embed site that can be undone at the vocabulary."""
+    """An adapter at an embed site that can be undone, and is at the vocabulary if `undone_at_head`."""
+
+    @property
+    def undone_at_head(self) -> bool:
+        """Whether a language-modelling head undoes it."""
+        ...
 
     def inverse(self, hidden: Tensor) -> Tensor:
         """The exact inverse of the change, (B, T, D) -> (B, T, D)."""

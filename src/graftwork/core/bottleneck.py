@@ -83,7 +83,9 @@ class BottleneckConfig(BottleneckOptions):
             return None
         kind = Nice if self.inv_adapter == "nice" else Glow
         factor = cast(float, self.inv_adapter_reduction_factor)
-        return kind(site.width, factor, self.non_linearity, generator_of(self.init_weights_seed, site.index))
+        made = kind(site.width, factor, self.non_linearity, generator_of(self.init_weights_seed, site.index))
+        made.undone_at_head = self.inverse_at_head
+        return made
 
 
 class Bottleneck(nn.Module):

@@ -33,7 +33,7 @@ _LOCATION = {"attn": "mh_adapter", "ffn": "output_adapter", "cross": "cross_adap
 _SWITCHES = (
     *(*_LOCATION.values(), "original_ln_before", "original_ln_after", "ln_before", "ln_after", "is_parallel"),
     *("use_gating", "adapter_residual_before_ln", "bias", "train_norms", "phm_layer", "factorized_phm_W"),
-    *("shared_W_phm", "shared_phm_rule", "factorized_phm_rule", "learn_phm", "phm_bias"),
+    *("shared_W_phm", "shared_phm_rule", "factorized_phm_rule", "learn_phm", "phm_bias", "inverse_at_head"),
 )
 
 
@@ -72,6 +72,7 @@ class BottleneckOptions:
     adapter_residual_before_ln: bool = False
     inv_adapter: str | None = None
     inv_adapter_reduction_factor: float | None = None
+    inverse_at_head: bool = True
     leave_out: tuple[int, ...] = ()
     stacks: tuple[str, ...] = ()
     dropout: float = 0.0

@@ -12,7 +12,12 @@ from graftwork.core.site import Delta, Reading
 
 
 class EmbeddingAdapter(nn.Module):
-    """A map of embeddings, (B, T, D) -> (B, T, D), as an `Adapter`."""
+    """A map of embeddings, (B, T, D) -> (B, T, D), as an `Adapter`.
+
+    undone_at_head: whether a language-modelling head undoes it, where it is invertible.
+    """
+
+    undone_at_head: bool = True
 
     @abstractmethod
     def moved(self, embeddings: Tensor) -> Tensor:

@@ -149,6 +149,11 @@ class UnionPrompt(Union):
 class UnionInvertible(Union):
     """The one invertible adapter that a union has."""
 
+    @property
+    def undone_at_head(self) -> bool:
+        """Whether a language-modelling head undoes it."""
+        return cast(Invertible, next(self.children())).undone_at_head
+
     def inverse(self, hidden: Tensor) -> Tensor:
         """The exact inverse of the change, (B, T, D) -> (B, T, D)."""
         return cast(Invertible, next(self.children())).inverse(hidden)

@@ -24,6 +24,7 @@ from graftwork.registry.foreign.lora import lora_config, read_lora
 from graftwork.registry.foreign.places import Layout
 from graftwork.registry.foreign.prefix import prefix_config, read_prefix
 from graftwork.registry.foreign.reft import prompt_config, read_prompt, read_reft, reft_config
+from graftwork.registry.foreign.static_heads import STATIC
 
 ADAPTER_CONFIG, ADAPTER_SAFE, ADAPTER_PICKLED = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
 FUSION_CONFIG = "adapter_fusion_config.json"
@@ -109,12 +110,17 @@ class _Reading:
         self.version = str(meta.get("version") or "")
         self.era = Era(not self.version, str(meta.get("type") or ""))
         self.subtract, self.where = subtract, where
+        head = STATIC.get(str(meta.get("model_class")))
+        # since version 0.1 nothing undoes an invertible adapter before a static language-modelling head
+        self.never_undone = head is not None and head.kind.endswith("_lm") and self.version.startswith("adapters.")
 
     def member(self, written: Mapping[str, Any]) -> dict[str, Any]:
         """Read one method and return our configuration. Raises PackageError."""
         architecture, notes = written.get("architecture"), self.ledger.notes
         if architecture in (None, "bottleneck"):
             config = bottleneck_config(written, self.era, self.where)
+            if config.get("inv_adapter") and self.never_undone:
+                config["inverse_at_head"] = False
             return read_bottleneck(self.ledger, self.keys, config, self.layout, self.era)
         if architecture == "lora":
             config = lora_config(written, self.version, self.where, notes)
