@@ -130,14 +130,12 @@ def test_a_head_beside_its_adapter_is_one_package_and_another_is_not(tmp_path: P
     head(folder, TWO, linear("heads.a.1", WIDTH) | linear("heads.a.4", 3))
     (both,) = read_adapterhub(folder)
     assert both.head is not None
-    assert both.source["inverse_at_head"] is True
     head(folder, TWO, linear("heads.b.1", WIDTH), name="b")
     assert [found.name for found in read_adapterhub(folder)] == ["a", "b"]
     head(folder, None, linear("classifier", 3), name=None, model_class="BertForSequenceClassification")
     (static,) = read_adapterhub(folder)
     assert static.head is not None
     assert static.head["pooling"] == "pooler"
-    assert static.source["inverse_at_head"] is False
 
 
 @pytest.mark.parametrize(

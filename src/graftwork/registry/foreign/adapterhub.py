@@ -160,7 +160,6 @@ def read_head(folder: Path | str, *, facts: Facts = UNKNOWN, name: str | None = 
         meta, head, ledger = read_head_files(folder, facts)
     static = not isinstance(meta.get("config"), dict)
     own = (name or folder.name) if static else _name(meta, str(folder / HEAD_CONFIG))
-    version = str(meta.get("version") or "")
     return Imported(
         name=own,
         role="head",
@@ -170,7 +169,7 @@ def read_head(folder: Path | str, *, facts: Facts = UNKNOWN, name: str | None = 
         head=head,
         semantics=SEMANTICS,
         notes=tuple(ledger.notes),
-        source={**_source(meta), "inverse_at_head": not (static and version.startswith("adapters."))},
+        source=_source(meta),
     )
 
 
@@ -254,7 +253,7 @@ def _joined(adapter: Imported, head: Imported) -> Imported:
         head=head.head,
         semantics=adapter.semantics,
         notes=(*adapter.notes, *head.notes),
-        source={**adapter.source, "inverse_at_head": head.source["inverse_at_head"]},
+        source=adapter.source,
     )
 
 
