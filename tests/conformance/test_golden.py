@@ -1,6 +1,6 @@
 """Every golden case: what the real `adapters` saved gives the same numbers here, hidden state by hidden state.
 
-Thirty-two cases stand in the repository; the whole set lies in the shared folder, and there is one test for each of its cases.
+Thirty-two cases stand in the repository; the whole set lies in the shared folder, with one test for each of its cases.
 """
 
 import json
