@@ -12,7 +12,7 @@ FORBIDDEN = {
     "a package-index setting": re.compile(r"--(?:extra-)?index-url|--find-links|--trusted-host"),
     "an editable or local requirement": re.compile(r"^-e |@ file://", re.M),
 }
-BINARY = {".safetensors", ".png", ".parquet", ".gz", ".zip", ".ico"}
+BINARY = {".safetensors", ".bin", ".png", ".parquet", ".gz", ".zip", ".ico"}
 HERE = Path(__file__).relative_to(ROOT)
 
 
