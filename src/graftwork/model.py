@@ -68,9 +68,10 @@ def _adds(asked: Callable[Concatenate[HeadFacts, _P], Asked]) -> Callable[Concat
 
 
 class AdapterModel(nn.Module):
-    """A frozen transformers model with adapters. `family` describes the sites of a model that has no row of its own.
+    """A frozen model with adapters. The sites of one without a row are discovered with one forward's arguments, `probe`,
+    which are made up where left out; `family` describes them by hand.
 
-    Raises BackboneError for a model whose sites are not known.
+    Raises BackboneError for a model whose sites are neither known nor found.
     """
 
     accepts_loss_kwargs = False  # our losses are means: Trainer divides by the accumulation steps itself
