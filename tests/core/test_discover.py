@@ -1,6 +1,7 @@
 """Discovery: what it finds is certified by the closed form, and agrees with the table where both know a family."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,6 +78,8 @@ UNREADABLE = {
 }
 # a probe without token types lets all tokens see each other; a row says what generation does
 SEES_ALL = {"paligemma"}
+# one linear makes up and gate; the row adapts it whole, as AdapterHub does
+WHOLE = {"modernbert": ("ffn.up", "ffn.gate")}
 UNRUN = {"albert": "albert_layers.0."}  # the row goes through the groups to the layer inside
 
 
@@ -103,8 +106,11 @@ def test_discovery_and_the_table_agree(name: str) -> None:
             assert torch.equal(own.stream(NO_DELTA), reading.stream(NO_DELTA))
     assert found.causal == row.causal or name in SEES_ALL
     for stack, own_stack in zip(row.stacks, found.stacks, strict=True):
-        listed = {(linear.kind, UNRUN.get(name, "") + linear.path) for linear in stack.linears}
-        assert {(linear.kind, linear.path) for linear in own_stack.linears} <= listed
+        prefix = UNRUN.get(name, "")
+        listed = {replace(linear, path=prefix + linear.path, optional=False) for linear in stack.linears}
+        assert {one for one in own_stack.linears if one.kind not in WHOLE.get(name, ())} <= listed
+        asking = {replace(one, path=prefix + one.path, optional=False) for one in stack.attentions}
+        assert {*own_stack.attentions} == {one for one in asking if one.kind in {row.kind for row in own_stack.sites}}
 
 
 def test_a_hand_written_gpt_is_read_whatever_its_parts_are_called() -> None:

@@ -12,14 +12,14 @@ Names decide nothing: class and attribute names are only carried along as paths.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from graftwork.core.example import example_of
-from graftwork.core.families import Family, LayerStack, Linear, Sublayer
+from graftwork.core.families import Attention, Family, LayerStack, Linear, Sublayer
 from graftwork.core.family import BY_HAND
-from graftwork.core.inside import linears_of
+from graftwork.core.inside import inside_of
 from graftwork.core.mixing import Reach, Seen, reaches
 from graftwork.core.outlet import Outlet, outlet, traced
 from graftwork.core.stacks import Candidate, in_order, pairs, stacks_of
@@ -30,6 +30,9 @@ _MIXED_ROWS = (
     "its rows reach each other, so its first dimension is none of rows; every row has its own adapters here, so rows "
     "must come first (batch_first=True)"
 )
+
+
+_Row = TypeVar("_Row", Linear, Attention)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def _stack(found: Candidate, kinds: list[list[str]], name: str) -> LayerStack:
     order = sorted(places, key=lambda kind: places[kind])
     rows: list[Sublayer] = []
     linears: list[Linear] = []
+    attentions: list[Attention] = []
     for kind in order:
         of_kind: list[tuple[Layer, Branch, tuple[Branch, ...], list[str]]] = []
         for layer, branches, mixed in zip(found.layers, found.branches, kinds, strict=True):
@@ -114,8 +118,17 @@ def _stack(found: Candidate, kinds: list[list[str]], name: str) -> LayerStack:
                 )
             of_kind += [(layer, branch, branches, mixed) for branch in having]
         rows.append(_row(found, kind, of_kind))
-        linears += _common([linears_of(layer, branch, kind) for layer, branch, _, _ in of_kind])
-    return LayerStack(name, found.path, tuple(rows), linears=tuple(linears), embed=_embed(found))
+        parts = [inside_of(layer, branch, kind) for layer, branch, _, _ in of_kind]
+        linears += _common([linear for linear, _ in parts])
+        attentions += _common([attention for _, attention in parts])
+    return LayerStack(
+        name,
+        found.path,
+        tuple(rows),
+        linears=tuple(linears),
+        attentions=tuple(attentions),
+        embed=_embed(found),
+    )
 
 
 def _row(
@@ -149,8 +162,8 @@ def _row(
     return row
 
 
-def _common(found: list[tuple[Linear, ...]]) -> tuple[Linear, ...]:
-    return found[0] if all(linears == found[0] for linears in found) else ()
+def _common(found: list[tuple[_Row, ...]]) -> tuple[_Row, ...]:
+    return found[0] if all(rows == found[0] for rows in found) else ()
 
 
 def _embed(found: Candidate) -> str | None:
@@ -180,7 +193,10 @@ def _told(found: Candidate, stack: LayerStack) -> str:
         text += f", {row.inner!r} on the branch" if row.inner else ""
         text += f", beside {row.beside}" if row.beside else ""
         lines.append(text + (", not in every layer" if row.optional else ""))
-    told = ", ".join(f"{linear.kind} {linear.path!r}" for linear in stack.linears)
+    told = ", ".join(
+        f"{linear.kind} {linear.path!r}" + ("" if linear.part is None else f" part {linear.part} of {linear.layout}")
+        for linear in stack.linears
+    )
     lines.append(f"  linears: {told or 'none could be told apart'}")
     lines.append(f"  embeddings: {stack.embed!r}" if stack.embed else "  embeddings: no module returns them")
     return "\n".join(lines)

@@ -140,7 +140,7 @@ def _inside(stack: LayerStack, number: int, layer: nn.Module, family: Family, de
         if module is None:
             continue
         inputs, outputs = features(module)
-        columns = None if row.part is None else _columns(row, stack, layer, module)
+        columns = None if row.part is None else columns_of(row, stack, layer, module)
         width = outputs if columns is None else _count(columns, outputs)
         site = Site(-1, stack.name, number, -1, row.kind, width, inputs)
         widths[row.kind] = site
@@ -229,7 +229,7 @@ def _need_head_width(path: str, module: nn.Module) -> int:
     return found
 
 
-def _columns(row: Linear, stack: LayerStack, layer: nn.Module, module: nn.Module) -> Columns:
+def columns_of(row: Linear, stack: LayerStack, layer: nn.Module, module: nn.Module) -> Columns:
     """Where part 0 (query), 1 (key) or 2 (value) lies in the output of a merged linear."""
     assert row.part is not None
     outputs = features(module)[1]

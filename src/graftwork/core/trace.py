@@ -64,9 +64,10 @@ class Call:
 
 @dataclass
 class Trace:
-    """Nodes by index and calls in the order in which they ended."""
+    """Nodes by index with their tensors, and calls in the order in which they ended."""
 
     nodes: list[Node] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)  # of the nodes; what they held when the forward had ended
     calls: list[Call] = field(default_factory=list)
     outputs: dict[int, list[Call]] = field(default_factory=dict)  # root -> the calls that returned it
 
@@ -100,7 +101,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.clock = 0
         self.known: dict[_Key, int] = {}
         self.written: dict[int, int] = {}  # storage -> the last node written into it
-        self.alive: list[Tensor] = []  # memory must not be given to another tensor while we tell tensors apart by it
         self.constants = {_key(tensor)[0] for tensor in constants}
 
     def tick(self) -> int:
@@ -120,7 +120,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         index = len(self.trace.nodes)
         self.trace.nodes.append(Node(index, operation, inputs, tuple(tensor.shape), self.tick(), constant))
         self.known[_key(tensor)] = index
-        self.alive.append(tensor)
+        self.trace.tensors.append(tensor)  # kept alive: memory must not be another tensor's while it tells them apart
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         read = tuple(self.node(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
