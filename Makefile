@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check docs clean
+.PHONY: help setup demo test test-full check docs peers clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -50,6 +50,27 @@ docs: setup     ## write docs/cli.md from --help, then run the blocks of every p
 	$(PY) docs/generate.py
 	$(OFFLINE) $(PY) -m pytest tests/house/test_readme.py tests/house/test_cli_page.py
 
+# AdapterHub's library needs an older transformers than ours, so it has an environment of its own; PEFT has one beside us.
+SHARED := $(or $(GRAFTWORK_SHARED),../shared)
+HUB := .venv-adapters
+PEFT := .venv-peft
+
+peers: setup $(HUB)/.installed $(PEFT)/.installed  ## compare with the real adapters 1.3.0 and peft; needs the shared data
+	$(OFFLINE) $(PY) benchmarks/peers/write_cases.py $(SHARED)/conformance $(HUB)/cases
+	$(OFFLINE) $(HUB)/bin/python benchmarks/peers/load_cases.py $(SHARED)/conformance $(HUB)/cases
+	$(OFFLINE) $(PEFT)/bin/python benchmarks/peers/peft_both_ways.py $(SHARED)/conformance/bases
+
+$(HUB)/.installed: | $(INSTALLED)
+	$(PY) -m venv $(HUB)
+	$(HUB)/bin/python -m pip install --quiet 'adapters==1.3.0' torch
+	@touch $@
+
+$(PEFT)/.installed: | $(INSTALLED)
+	$(PY) -m venv $(PEFT)
+	$(PEFT)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(PEFT)/bin/python -m pip install --quiet --constraint constraints.txt --editable . 'peft==0.21.2'
+	@touch $@
+
 clean:          ## remove .venv, caches and build leftovers
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) $(HUB) $(PEFT) build dist .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
