@@ -1,4 +1,4 @@
-"""Golden cases of AdapterHub, read here and written back in its layout; `load_cases.py` loads them with the real library.
+"""Golden cases of AdapterHub, read here and written back in its layout, for the real library to load (`load_cases.py`).
 
     python benchmarks/peers/write_cases.py CONFORMANCE OUT        in an environment with graftwork
 

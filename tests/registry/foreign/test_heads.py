@@ -142,6 +142,7 @@ def test_a_head_beside_its_adapter_is_one_package_and_another_is_not(tmp_path: P
     ("config", "more", "message"),
     [
         ({"head_type": "custom"}, {}, "custom"),
+        (TWO | {"depth": 3}, {}, r"unknown fields \['depth'\]"),
         (TWO | {"num_labels": None}, {}, "how many outputs"),
         (None, {"model_class": "BertForNothing", "name": None}, "BertForNothing"),
         (None, {"model_class": "BertForSequenceClassification", "name": None}, "classifier.weight is missing"),

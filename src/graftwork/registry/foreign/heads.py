@@ -22,6 +22,10 @@ CONFIG, SAFE, PICKLED = "head_config.json", "model_head.safetensors", "pytorch_m
 _ROWS = ("classification", "multilabel_classification", "image_classification", "multiple_choice")
 _TOKENS = ("tagging", "question_answering", "dependency_parsing")
 _LANGUAGE = ("masked_lm", "causal_lm", "seq2seq_lm")
+_KNOWN = {
+    *("head_type", "num_labels", "num_choices", "layers", "activation_function", "label2id", "id2label", "use_pooler"),
+    *("bias", "dropout_prob", "multilabel", "vocab_size", "embedding_size", "layer_norm", "shift_labels"),
+}
 _LAST = ("gpt2", "gptj", "llama", "mistral")  # their classification reads the last token
 _ENDS = ("bart", "mbart", "plbart", "t5", "mt5", "whisper")  # theirs the last end-of-sequence token
 _EPSILON = {"roberta": 1e-5, "xlm-roberta": 1e-5, "xmod": 1e-5, "deberta": 1e-7, "deberta-v2": 1e-7}
@@ -63,6 +67,8 @@ def _flexible(written: Mapping[str, Any], name: str, source: _Source, ledger: Le
     kind = written.get("head_type")
     if kind not in (*_ROWS, *_TOKENS, *_LANGUAGE):
         raise PackageError(f"{source.where}: head_type {kind!r} is none of AdapterHub's own; a custom head has no file")
+    if unknown := sorted(written.keys() - _KNOWN):
+        raise PackageError(f"{source.where}: unknown fields {unknown} of a head of type {kind!r}")
     options: dict[str, Any] = {}
     if kind in _LANGUAGE:
         options |= _language(written, source)
