@@ -188,3 +188,55 @@ def test_whispers_embeddings_are_where_adapterhub_has_them() -> None:
     with backbone.runtime.running(Probe({place.index: lambda reading: Delta(torch.ones_like(reading.output))})):
         changed = backbone.trunk.encoder(inputs["input_features"])[0]
     torch.testing.assert_close(changed, plain + 1)
+
+
+WITHOUT_PROMPTS = {
+    "modernbert",
+    "deberta",
+    "deberta-v2",
+    "deberta-v3",
+    "gpt2",
+    "gpt2-cross",
+    "m2m_100",
+    "whisper",
+    "beit",
+}
+WITHOUT_PROMPTS |= {
+    "wav2vec2",
+    "wav2vec2-stable",
+    "hubert",
+    "clip-text",
+    "clip",
+    "siglip",
+    "llava",
+    "paligemma",
+    "gemma3",
+}
+
+
+class Longer(Probe):
+    """Puts two tokens of zeros in front of the embeddings."""
+
+    def prompted(self, site: int, embeddings: torch.Tensor) -> torch.Tensor | None:
+        return torch.cat([embeddings[:, :2] * 0, embeddings], dim=1)
+
+
+@pytest.mark.parametrize("family", zoo.MAKERS)
+def test_embeddings_get_longer_where_a_row_says_they_may(family: str) -> None:
+    backbone, inputs = Backbone(zoo.model(family)), zoo.inputs(family)
+    places = [site for site in backbone.sites if site.place == "prompt"]
+    assert len(places) == (family not in WITHOUT_PROMPTS)
+    if not places:
+        return
+    backbone.open(places[0])
+    lengths: list[int] = []
+
+    def note(module: Any, args: Any, output: Any) -> None:
+        lengths.append((output if isinstance(output, torch.Tensor) else output[0]).shape[1])
+
+    first = next(one.site for one in backbone.located if one.row is not None)
+    backbone.layer_of(first).register_forward_hook(note)
+    run(backbone, inputs)
+    run(backbone, inputs, Longer({}))
+    half = len(lengths) // 2
+    assert lengths[half:] == [length + 2 for length in lengths[:half]]

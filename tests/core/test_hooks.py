@@ -291,6 +291,14 @@ def test_side_by_side_the_second_sublayer_adds_to_the_stream_after_the_first() -
         assert torch.equal(seen.residuals[0], x)
         torch.testing.assert_close(run(backbone, Push(0.5), inputs), base + 1.0)
 
+        class Recorded(Push):
+            def delta(self, site: int, reading: Reading) -> Delta:
+                seen.residuals[site] = reading.residual
+                return super().delta(site, reading)
+
+        run(backbone, Recorded(0.5), inputs)
+        torch.testing.assert_close(seen.residuals[1], base - fed + 0.5)
+
 
 def test_a_module_that_serves_both_sublayers_is_each_ones_in_turn() -> None:
     for family in ("vit", "beit", "dinov2"):
@@ -305,6 +313,32 @@ def test_rows_and_tokens_that_a_block_joins_are_apart_for_adapters() -> None:
         backbone, seen = Backbone(zoo.model(family)), Count()
         run(backbone, seen, zoo.inputs(family, rows=3, tokens=6))
         assert seen.shapes == [(3, 6, zoo.WIDTH)] * 4, family
+
+
+def test_linears_of_joined_rows_and_tokens_are_read_apart() -> None:
+    backbone = Backbone(zoo.model("opt"))
+    linears = [site for site in backbone.sites if site.name.startswith("layer.1/ffn.")]
+    for site in linears:
+        backbone.open(site)
+    inputs, seen = zoo.inputs("opt", rows=3, tokens=6), Count()
+    base = run(backbone, seen, inputs)
+    assert [site.name for site in linears] == [
+        f"layer.1/ffn.{name}" for name in ("up", "up.input", "down", "down.input")
+    ]
+    assert set(seen.shapes) == {(3, 6, zoo.WIDTH), (3, 6, 64)}
+    assert len(seen.shapes) == 8
+
+    class Second:
+        def delta(self, site: int, reading: Reading) -> Delta | None:
+            if site not in [linear.index for linear in linears]:
+                return None
+            change = torch.zeros_like(reading.output)
+            change[1] = 1.0
+            return Delta(change)
+
+    moved = (run(backbone, Second(), inputs) - base).abs().amax(dim=(1, 2))
+    assert moved[1] > 0.1
+    assert moved[0] == moved[2] == 0
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
