@@ -53,7 +53,7 @@ UNKNOWN_TO: dict[str, set[str]] = {
     "cli": {"torch", "transformers", "datasets", "fastapi", "yaml"},
 }
 # the files that import by name at run time, so that an entrance stays light
-LAZY = {"graftwork", "graftwork.cli.main"}
+LAZY = {"graftwork", "graftwork.cli.main", "graftwork.cli.registry"}
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "fastapi", "matplotlib")
 
 

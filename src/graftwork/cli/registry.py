@@ -2,18 +2,52 @@
 
 import os
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from graftwork.cli.options import AsJson, Root
 from graftwork.cli.printing import emit, table
 from graftwork.registry.package import read_manifest
 from graftwork.registry.store import Registry, default_root
-from graftwork.workflow import export_files, import_files
+
+FOREIGN = {"import", "export"}  # need models, which take seconds to load: their file is read when one is called
+
+
+class WithForeign(TyperGroup):
+    """The commands of this file, and those of `foreign.py`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, in the order of the files."""
+        return [*super().list_commands(ctx), *sorted(FOREIGN, reverse=True)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | TyperGroup | None:
+        """A command of this file, else one that is loaded now; None for a name that is neither."""
+        if cmd_name in FOREIGN:
+            group: Any = get_command(import_module("graftwork.cli.foreign").app)
+            return group.get_command(ctx, cmd_name)  # type: ignore[no-any-return]
+        return super().get_command(ctx, cmd_name)  # type: ignore[return-value]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The lines of the commands, without loading what `foreign.py` needs."""
+        rows = [(name, super(WithForeign, self).get_command(ctx, name)) for name in super().list_commands(ctx)]
+        lines = [(name, command.get_short_help_str(100)) for name, command in rows if command is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    *lines,
+                    ("import", "Read files of AdapterHub, PEFT or LLM-Adapters."),
+                    ("export", "Write a package for AdapterHub or PEFT."),
+                ]
+            )
+
 
 app = typer.Typer(
+    cls=WithForeign,
     help="List, show, push, pull, import, export, alias and verify packages.\n\n"
     "Example: graftwork registry push runs/intent/package intent",
     no_args_is_help=True,
@@ -103,56 +137,6 @@ def alias(
     Example: graftwork registry alias intent prod 3
     """
     typer.echo(f"{name}@{alias} -> {open_registry(root).alias(name, alias, version)}")
-
-
-@app.command("import")
-def import_(
-    source: Annotated[str, typer.Argument(help="a folder, a repository owner/name, or an id: sentiment/sst-2@ukp")],
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="the base [default: the one the files name]")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="a name of your own, for one adapter [default: its own]")] = None,
-    config: Annotated[str | None, typer.Option(help="which adapter of an id: pfeiffer, houlsby, or a hash")] = None,
-    revision: Annotated[str | None, typer.Option(help="a branch, tag or commit of the repository")] = None,
-    subtract: Annotated[
-        bool | None, typer.Option("--subtract/--no-subtract", help="a ReFT is NoReFT, or DiReFT: files do not say")
-    ] = None,
-    root: Root = None,
-    as_json: AsJson = False,
-) -> None:
-    """Read files of AdapterHub, PEFT or LLM-Adapters, try them on the base, and say what became of every tensor.
-
-    Example: graftwork registry import sentiment/sst-2@ukp --model bert-base-uncased
-    """
-    options = {"model": model, "name": name, "config": config, "revision": revision}
-    found = import_files(source, open_registry(root), subtract_projection=subtract, **options)
-    if as_json:
-        emit([asdict(one) for one in found])
-        return
-    for one in found:
-        typer.echo(f"{one.reference}  ({one.role}, from {one.source})")
-        table([asdict(fate) for fate in one.fates], ["source", "target", "how"])
-        for note in one.notes:
-            typer.echo(f"note: {note}")
-    if found and found[0].composition:
-        typer.echo(f"composition: {found[0].composition}")
-
-
-@app.command()
-def export(
-    reference: Ref,
-    folder: Annotated[Path, typer.Argument(help="where to write it; a new folder")],
-    to: Annotated[Literal["adapterhub", "peft"], typer.Option(help="whose layout")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="the base [default: the package's own]")] = None,
-    bare: Annotated[bool, typer.Option("--bare", help="PEFT: name modules as the bare model does")] = False,
-    root: Root = None,
-) -> None:
-    """Write a package as a folder that AdapterHub or PEFT loads; what they lack is refused with the reason.
-
-    Example: graftwork registry export intent@3 ./intent-hub --to adapterhub
-    """
-    files = export_files(reference, open_registry(root), folder, to, model=model, bare=bare)
-    typer.echo(f"{folder}: {', '.join(files)}")
 
 
 @app.command()

@@ -105,7 +105,7 @@ def test_a_fusion(tmp_path: Path) -> None:
 
 
 def test_merged_projections_are_put_together_again(tmp_path: Path) -> None:
-    tensors = pair("layer.0/attn.query") | pair("layer.0/attn.value")
+    tensors = pair("layer.0/attn.query") | {key: value + 1 for key, value in pair("layer.0/attn.value").items()}
     made = package(LORA | {"attn_matrices": ["q", "v"]}, tensors, "gpt2")
     write_adapterhub(made, tmp_path / "hub")
     state = read_tensors(tmp_path / "hub", "pytorch_adapter.bin")
@@ -115,7 +115,7 @@ def test_merged_projections_are_put_together_again(tmp_path: Path) -> None:
 
 
 def test_an_orthonormal_projection_is_what_torch_parametrises(tmp_path: Path) -> None:
-    matrix = torch.linalg.qr(rand(WIDTH, 2))[0].T.contiguous()
+    matrix = (torch.linalg.qr(rand(WIDTH, 2))[0] * torch.tensor([1.0, -1.0])).T.contiguous()
     shapes = {"source.weight": rand(2, WIDTH), "source.bias": rand(2), "projection": matrix}
     made = package(REFT, {f"adapter/layer.0/ffn/prefix.{key}": value for key, value in shapes.items()})
     write_adapterhub(made, tmp_path / "hub")
@@ -213,7 +213,7 @@ def test_ia3_for_peft_scales_outputs_by_a_column_and_inputs_by_a_row(tmp_path: P
 def test_parts_of_one_linear_become_one_pair_for_peft(tmp_path: Path) -> None:
     rows = {"attn.query": slice(0, 8), "attn.key": slice(8, 16), "attn.value": slice(16, 24)}
     merged = tuple(Place(f"layer.0/{kind}", 0, WIDTH, WIDTH, own) for kind, own in rows.items())
-    tensors = pair("layer.0/attn.query") | pair("layer.0/attn.value")
+    tensors = pair("layer.0/attn.query") | {key: value + 1 for key, value in pair("layer.0/attn.value").items()}
     made = package(LORA | {"attn_matrices": ["q", "v"]}, tensors, "gpt2")
     write_peft(made, tmp_path / "mood", Facts(places={"h.0.attn.c_attn": merged}))
     state = load_file(tmp_path / "mood" / "adapter_model.safetensors")
