@@ -80,7 +80,7 @@ UNREADABLE = {
 SEES_ALL = {"paligemma"}
 # one linear makes up and gate; the row adapts it whole, as AdapterHub does
 WHOLE = {"modernbert": ("ffn.up", "ffn.gate")}
-UNRUN = {"albert": "albert_layers.0."}  # the row goes through the groups to the layer inside
+INSIDE = {"albert": "albert_layers.0."}  # the row goes through the groups to the layer inside
 
 
 @pytest.mark.parametrize("name", zoo.MAKERS)
@@ -106,7 +106,7 @@ def test_discovery_and_the_table_agree(name: str) -> None:
             assert torch.equal(own.stream(NO_DELTA), reading.stream(NO_DELTA))
     assert found.causal == row.causal or name in SEES_ALL
     for stack, own_stack in zip(row.stacks, found.stacks, strict=True):
-        prefix = UNRUN.get(name, "")
+        prefix = INSIDE.get(name, "")
         listed = {replace(linear, path=prefix + linear.path, optional=False) for linear in stack.linears}
         assert {one for one in own_stack.linears if one.kind not in WHOLE.get(name, ())} <= listed
         asking = {replace(one, path=prefix + one.path, optional=False) for one in stack.attentions}
@@ -196,6 +196,11 @@ def test_a_backbone_without_a_row_discovers_and_proves_itself() -> None:
         f"layer.{number}/{kind}" for number in range(2) for kind in ("attn", "ffn")
     ]
     assert Backbone(tiny.model("bert")).discovery is None
+
+
+def test_a_skeleton_without_weights_is_not_traced() -> None:
+    with pytest.raises(BackboneError, match=r"a MPNetModel has no row.*meta device.*family="):
+        Backbone(strangers.model("mpnet").to("meta"))
 
 
 class Fickle(plain.Block):

@@ -51,7 +51,13 @@ def outlet_of(model: nn.Module, family: Family, probe: Mapping[str, Any] | None 
 
 
 def traced(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
-    """The trace of one forward. Raises BackboneError where the model refuses the probe, and asks for another."""
+    """The trace of one forward. Raises BackboneError where there are no weights, or the model refuses the probe."""
+    lent = any(hasattr(module, "_hf_hook") for module in model.modules())  # offloaded weights come when they are needed
+    if not lent and any(parameter.is_meta for parameter in model.parameters()):
+        raise BackboneError(
+            f"a {type(model).__name__} has no row, and its sites cannot be discovered without weights (they are on the "
+            "meta device): load it, or describe its layers with family="
+        )
     try:
         return trace(model, inputs)
     except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
