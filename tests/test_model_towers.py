@@ -5,6 +5,7 @@ import torch
 
 from graftwork import AdapterModel, SeqBnConfig
 from graftwork.core.lora import LoRAConfig
+from graftwork.errors import BackboneError
 from tests import zoo
 
 
@@ -66,3 +67,17 @@ def test_what_a_model_hears_is_an_input_by_name() -> None:
         model.add_adapter("a", config="seq_bn")
         output = model(**zoo.inputs(family), adapters="a", head="none")
         assert torch.isfinite(output[0]).all(), family
+
+
+@pytest.mark.parametrize("family", zoo.MAKERS)
+def test_a_head_of_ours_stands_on_every_family_that_gives_hidden_states(family: str) -> None:
+    model, inputs = AdapterModel(zoo.model(family)).eval(), zoo.inputs(family)
+    model.add_adapter("a", config="seq_bn")
+    model.add_classification_head("a", num_labels=3)
+    extra = {key: inputs.pop(key) for key in ("encoder_hidden_states",) if key in inputs}
+    if family in ("clip", "siglip", "encoder-decoder"):  # scores or logits, no hidden states of one model
+        with pytest.raises(BackboneError, match="gives no hidden states to a head of ours"):
+            model(**inputs, adapters="a", head="a", extra=extra)
+        return
+    with torch.no_grad():
+        assert model(**inputs, adapters="a", head="a", extra=extra).logits.shape == (2, 3)

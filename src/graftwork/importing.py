@@ -11,12 +11,11 @@ What the readers know of files is in `registry/foreign/`; nothing here knows a f
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from graftwork.compose.grammar import parse
 from graftwork.compose.parts import SHARED, Parts
 from graftwork.compose.tree import Fuse, fusions, leaves, show
 from graftwork.core.backbone import Backbone
+from graftwork.core.heads_facts import embedding_of
 from graftwork.core.heads_facts import facts_of as facts_of_heads
 from graftwork.core.kinds import read_config, write_config
 from graftwork.errors import AdapterError, NotFound, PackageError
@@ -34,7 +33,7 @@ from graftwork.registry.package import Package
 def facts_of(backbone: Backbone) -> Facts:
     """What readers must know of a base."""
     heads = facts_of_heads(backbone)
-    embedding = getattr(backbone.model.get_input_embeddings(), "weight", None)
+    embedding = embedding_of(backbone.model)
     return Facts(
         kv={site.name: (site.heads, site.head_width) for site in backbone.sites if site.place == "kv"},
         places={
@@ -45,7 +44,7 @@ def facts_of(backbone: Backbone) -> Facts:
         norm_eps=heads.norm_eps,
         tied=heads.tied,
         padding=getattr(backbone.config.get_text_config(), "pad_token_id", None),
-        embedding=embedding.detach() if isinstance(embedding, Tensor) else None,
+        embedding=None if embedding is None else embedding.detach(),
     )
 
 

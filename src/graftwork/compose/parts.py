@@ -18,6 +18,7 @@ from graftwork.core.backbone import Backbone
 from graftwork.core.fusion import Fusion, FusionConfig
 from graftwork.core.heads import Head, HeadConfig
 from graftwork.core.heads_custom import CustomHead, Factory
+from graftwork.core.heads_facts import width_of
 from graftwork.core.heads_table import build_head
 from graftwork.core.quirks import COUNTS_PREFIXES, View
 from graftwork.core.site import Site
@@ -126,7 +127,7 @@ class Parts(nn.Module):
 
         Raises AdapterError for sizes that do not fit the base.
         """
-        width = backbone.config.get_text_config().hidden_size
+        width = width_of(backbone.config)
         if module is None:
             head = build_head(config, width, backbone.model.get_input_embeddings, self.custom_heads)
         else:

@@ -1,6 +1,7 @@
 """What a fresh head takes over from its base: pooling, dropout, widths and vocabulary. Builds nothing."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -42,8 +43,8 @@ class Asked:
 def facts_of(backbone: Backbone) -> HeadFacts:
     """What the heads of a base follow."""
     config = backbone.config.get_text_config()
-    embedding = _embedding(backbone.model)
-    width = int(config.hidden_size)
+    embedding = embedding_of(backbone.model)
+    width = width_of(backbone.config)
     return HeadFacts(
         pooling="last" if backbone.family.causal else "first",
         dropout=float(getattr(config, "hidden_dropout_prob", None) or getattr(config, "dropout", None) or 0.0),
@@ -57,6 +58,16 @@ def facts_of(backbone: Backbone) -> HeadFacts:
     )
 
 
-def _embedding(model: nn.Module) -> Tensor | None:
-    weight = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+def width_of(config: Any) -> int:
+    """The width of a trunk's last hidden state; OPT-350m leaves its layers at another one."""
+    text = config.get_text_config()
+    return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
+
+
+def embedding_of(model: nn.Module) -> Tensor | None:
+    """The table of a model's vocabulary (V, D), or None where it has none: images, sounds, several towers."""
+    try:
+        weight = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+    except NotImplementedError:
+        return None
     return weight if isinstance(weight, Tensor) and weight.dim() == 2 else None
