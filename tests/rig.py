@@ -68,4 +68,4 @@ def randomise(parameters: Iterable[torch.nn.Parameter], seed: int = 5) -> None:
 
 def relative(found: Tensor, expected: Tensor) -> float:
     """The largest difference, relative to the largest expected number."""
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float(((found - expected).abs().max() / expected.abs().max()).detach())

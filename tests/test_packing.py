@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from graftwork.compose.claims import check_part_name
 from graftwork.compose.tree import Fuse
 from graftwork.core.bottleneck import BottleneckConfig
 from graftwork.core.fusion import FusionConfig
 from graftwork.errors import AdapterError, CompositionError, Conflict, PackageError
 from graftwork.manifest import Member, TaskSpec
 from graftwork.model import AdapterModel, AutoAdapterModel
-from graftwork.packing import Provenance, check_part_name, install, pack
+from graftwork.packing import Provenance, install, pack
 from graftwork.registry.package import Package
 from tests import tiny
 from tests.adapted import adapted, same, shaken, snapshot

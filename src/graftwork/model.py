@@ -21,9 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from graftwork.compose.answer import head_of
+from graftwork.compose.blend import average_adapter, average_head
+from graftwork.compose.claims import check_free, check_unfused
 from graftwork.compose.forward import Asks, forward, headless
 from graftwork.compose.grammar import as_composition, as_fuse
 from graftwork.compose.inputs import for_heads, shape_of
+from graftwork.compose.merge import merge_adapter, reset_adapter
 from graftwork.compose.parts import Parts
 from graftwork.compose.plan import NO_HEAD, Plan, Planner
 from graftwork.compose.speak import speaker
@@ -37,7 +40,7 @@ from graftwork.core.heads_custom import Factory
 from graftwork.core.heads_facts import Asked, HeadFacts, facts_of
 from graftwork.core.kinds import MethodConfig, read_config
 from graftwork.errors import AdapterError
-from graftwork.packing import Provenance, check_part_name, install, pack
+from graftwork.packing import Provenance, install, pack
 from graftwork.registry.package import Package, read, write
 from graftwork.summary import Summary, summarise
 
@@ -63,6 +66,24 @@ def _adds(asked: Callable[Concatenate[HeadFacts, _P], Asked]) -> Callable[Concat
     own = signature(asked)
     names = [Parameter(one, Parameter.POSITIONAL_ONLY) for one in ("self", "name")]
     method.__signature__ = own.replace(parameters=[*names, *list(own.parameters.values())[1:]])  # type: ignore[attr-defined]
+    method.__doc__ = asked.__doc__
+    return method
+
+
+def _changes(
+    asked: Callable[Concatenate[Parts, Backbone, _P], str | None],
+) -> Callable[Concatenate["AdapterModel", _P], None]:
+    """A method from a function of parts and backbone with the same arguments; what it returns becomes active."""
+
+    def method(self: "AdapterModel", /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        active = asked(self.parts, self.backbone, *args, **kwargs)
+        self._planner.forget()
+        if active is not None:
+            self.set_active_adapters(active)
+
+    own = signature(asked)
+    me = Parameter("self", Parameter.POSITIONAL_ONLY)
+    method.__signature__ = own.replace(parameters=[me, *list(own.parameters.values())[2:]])  # type: ignore[attr-defined]
     method.__doc__ = asked.__doc__
     return method
 
@@ -99,7 +120,7 @@ class AdapterModel(nn.Module):
         overwrite_ok: bool = False,
     ) -> None:
         """Add an adapter, freshly initialised, at every site its configuration wants. Raises AdapterError."""
-        self._check_free(name, "adapters", overwrite_ok)
+        check_free(self.parts, name, "adapters", overwrite_ok)
         self.parts.add_adapter(name, read_config(config), self.backbone)
         self._planner.forget()
         if set_active:
@@ -118,7 +139,7 @@ class AdapterModel(nn.Module):
         fuse = as_fuse(adapters, name)
         if isinstance(config, str) and config not in FUSIONS:
             raise AdapterError(f"fusion configuration {config!r} is unknown; there are {', '.join(FUSIONS)}")
-        self._check_free(fuse.name, "fusions", overwrite_ok)
+        check_free(self.parts, fuse.name, "fusions", overwrite_ok)
         self.parts.add_fusion(fuse, FUSIONS[config] if isinstance(config, str) else config, self.backbone)
         self._planner.forget()
         if set_active:
@@ -129,7 +150,7 @@ class AdapterModel(nn.Module):
         self, name: str, config: HeadConfig, *, overwrite_ok: bool = False, module: nn.Module | None = None
     ) -> None:
         """Add a head and make it the default head; `module`: a custom one, built. Raises AdapterError."""
-        self._check_free(name, "heads", overwrite_ok)
+        check_free(self.parts, name, "heads", overwrite_ok)
         self.parts.add_head(name, config, self.backbone, module)
         self._planner.forget()
         self._active_head = name
@@ -164,7 +185,7 @@ class AdapterModel(nn.Module):
     def delete_adapter(self, name: str) -> None:
         """Remove an adapter. Raises AdapterError while a fusion or the active setup uses it."""
         self.parts.need_adapter(name)
-        self._check_unfused(name)
+        check_unfused(self.parts, name)
         if name in leaves(self._active):
             raise AdapterError(f"adapter {name!r} is used by the active setup {show(self._active)}; change that first")
         self.parts.remove("adapters", name)
@@ -188,21 +209,10 @@ class AdapterModel(nn.Module):
         self._planner.forget()
         self._active_head = None if self._active_head == name else self._active_head
 
-    def _check_free(self, name: str, table: str, overwrite_ok: bool) -> None:
-        check_part_name(name, table)
-        if name in self.parts.records(table) and not overwrite_ok:
-            raise AdapterError(
-                f"{table[:-1]} {name!r} is already there; choose another name, or pass overwrite_ok=True"
-            )
-        if table == "adapters":
-            self._check_unfused(name)
-
-    def _check_unfused(self, name: str) -> None:
-        users = [key for key, record in self.parts.fusion_records.items() if name in leaves(record.tree)]
-        if users:
-            raise AdapterError(
-                f"adapter {name!r} is a member of fusion {', '.join(map(repr, users))}; delete that first"
-            )
+    average_adapter = _changes(average_adapter)
+    average_head = _changes(average_head)
+    merge_adapter = _changes(merge_adapter)
+    reset_adapter = _changes(reset_adapter)
 
     # -- defaults and training ----------------------------------------------------------------------------------------
 

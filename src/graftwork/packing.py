@@ -12,9 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from graftwork.compose.claims import check_part_name
 from graftwork.compose.grammar import as_composition
 from graftwork.compose.parts import OUR_SEMANTICS, Parts
-from graftwork.compose.tree import Fuse, check_name, leaves, show
+from graftwork.compose.tree import Fuse, leaves, show
 from graftwork.core.backbone import Backbone
 from graftwork.core.fusion import FusionConfig
 from graftwork.core.heads import HeadConfig, read_head, write_head
@@ -42,6 +43,7 @@ class Provenance:
 
 def pack(parts: Parts, backbone: Backbone, name: str, with_head: bool, provenance: Provenance) -> Package:
     """The adapter, fusion or head of that name as a package, with the head of its name. Raises AdapterError."""
+    parts.need_unmerged(f"{name!r} cannot be packaged")
     tensors: dict[str, Tensor] = {}
     fields: dict[str, Any] = {}
     if name in parts.adapter_configs:
@@ -71,7 +73,7 @@ def pack(parts: Parts, backbone: Backbone, name: str, with_head: bool, provenanc
         members=provenance.members,
         scores=dict(provenance.scores),
         data=dict(provenance.data),
-        training=dict(provenance.training),
+        training=dict(provenance.training) | ({"average": parts.averages[name]} if name in parts.averages else {}),
         description=provenance.description,
         licence=provenance.licence,
         created_with={
@@ -128,6 +130,7 @@ def install(
 
     Raises Conflict (another base, other members), PackageError (tensors that do not fit), AdapterError (name in use).
     """
+    parts.need_unmerged(f"{name!r} cannot be installed")
     manifest = package.manifest
     table = "heads" if manifest.role == "head" else "fusions" if manifest.fusion else "adapters"
     check_part_name(name, table)
@@ -149,14 +152,6 @@ def install(
         raise
     if table == "adapters":
         parts.origins[name] = package.digest
-    return name
-
-
-def check_part_name(name: str, table: str) -> str:
-    """Return the name of a part, or raise CompositionError. A fusion without a name of its own is called like its
-    members, "a,b", and so is its head; an adapter's name has no comma."""
-    for one in name.split(",") if isinstance(name, str) and table != "adapters" else [name]:
-        check_name(one)
     return name
 
 

@@ -20,6 +20,7 @@ from graftwork.core.heads import Head, HeadConfig
 from graftwork.core.heads_custom import CustomHead, Factory
 from graftwork.core.heads_facts import width_of
 from graftwork.core.heads_table import build_head
+from graftwork.core.merge import Kept
 from graftwork.core.quirks import COUNTS_PREFIXES, View
 from graftwork.core.site import Site
 from graftwork.errors import AdapterError
@@ -61,10 +62,13 @@ class Parts(nn.Module):
         self.semantics: dict[tuple[str, str], str] = {}  # (table, name) -> whose reading, where it is not our own
         self._views: dict[int, View | None] = {}  # site index -> how `adapters` reads it
         self._counts_prefixes = False
+        self.averages: dict[str, Mapping[str, Any]] = {}  # adapter -> what it began as the average of
+        self.merged: tuple[str, Kept] | None = None  # the adapter that is in the base's weights, and what they were
         self._sites: dict[tuple[str, str, int], nn.Module] = {}  # (table, name, site index) -> module
 
     def add_adapter(self, name: str, config: MethodConfig, backbone: Backbone, semantics: str = OUR_SEMANTICS) -> None:
         """Build an adapter at every site that its configuration wants. Raises AdapterError when there is none."""
+        self.need_unmerged(f"adapter {name!r} cannot be added")
         modules: dict[Site, nn.Module] = {}
         shared = config.share(backbone.sites)
         for site in backbone.sites:
@@ -144,7 +148,9 @@ class Parts(nn.Module):
         getattr(self, table)[_key(name)] = own.train(self.training)
 
     def remove(self, table: str, name: str) -> None:
-        """Forget a part; nothing happens where there is none."""
+        """Forget a part; nothing happens where there is none. Raises AdapterError for an adapter that is merged."""
+        if (table, name) == ("adapters", self.inside):
+            self.need_unmerged(f"adapter {name!r} cannot be removed")
         own = getattr(self, table)
         if _key(name) in own:
             del own[_key(name)]
@@ -154,6 +160,7 @@ class Parts(nn.Module):
         self.semantics.pop((table, name), None)
         if table == "adapters":
             self.origins.pop(name, None)
+            self.averages.pop(name, None)
 
     def records(self, table: str) -> dict[str, Any]:
         """Name -> configuration of every part in "adapters", "fusions" or "heads"."""
@@ -180,6 +187,19 @@ class Parts(nn.Module):
         """Raise AdapterError, listing the adapters, unless there is one of that name."""
         if name not in self.adapter_configs:
             raise AdapterError(f"no adapter {name!r}; the adapters are: {_listed(self.adapter_configs)}")
+
+    @property
+    def inside(self) -> str | None:
+        """The adapter that is merged into the base's weights, which then compute what it would; or None."""
+        return None if self.merged is None else self.merged[0]
+
+    def need_unmerged(self, what: str) -> None:
+        """Raise AdapterError while the base's weights are not its own."""
+        if self.inside is not None:
+            raise AdapterError(
+                f"{what}: adapter {self.inside!r} is merged into the base, whose weights are not its own until "
+                "reset_adapter() is called"
+            )
 
     def check(self, tree: Composition) -> None:
         """Raise AdapterError unless every adapter and fusion of the composition is here, members in trained order."""
@@ -219,7 +239,8 @@ class Parts(nn.Module):
         return sum(tensor.numel() for tensor in self.tensors(table, name).values())
 
     def train_only(self, chosen: Iterable[tuple[str, str]]) -> None:
-        """Let exactly the parts (table, name) receive gradients."""
+        """Let exactly the parts (table, name) receive gradients. Raises AdapterError while an adapter is merged."""
+        self.need_unmerged("nothing can be trained")
         self.requires_grad_(False)
         for table, name in chosen:
             getattr(self, table)[_key(name)].requires_grad_(True)
@@ -228,6 +249,7 @@ class Parts(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's; an adapter whose weights change is no longer that of the package it came from."""
+        self.need_unmerged("no weights can be loaded")
         for name in list(self.origins):
             own = self.adapters[_key(name)].state_dict(prefix=f"adapters.{_key(name)}.")
             if any(key in state_dict and not torch.equal(state_dict[key].to(t), t) for key, t in own.items()):

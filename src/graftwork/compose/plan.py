@@ -186,7 +186,10 @@ class Planner:
         else:
             lanes = lanes_of(trees[0], batch)
         ran = tuple(tree for _, tree in lanes) if lanes is not None else (distinct[0],) * batch
-        idle = len(ran) == batch and all(tree is None for tree in ran)
+        inside = self._parts.inside  # what the base computes by itself: no adapter, or the one that is merged into it
+        idle = len(ran) == batch and all(tree == inside for tree in ran)
+        if not idle and inside is not None:
+            self._parts.need_unmerged(f"{', '.join(map(show, distinct))} cannot run, only {inside!r} for every row can")
         folds: list[Folded] = []
         made = None
         if not idle:

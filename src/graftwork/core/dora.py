@@ -86,6 +86,14 @@ class DoRA(LinearAdapter):
         frozen = functional.linear(x, weight.to(x.dtype)) if self.is_paper else reading.output.to(x.dtype)
         return ((ratio - 1) * frozen + ratio * u).to(reading.output.dtype)
 
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """W' (D, inputs) and the bias (D,), scaled in AdapterHub's variant. Raises AdapterError for a gate."""
+        if self.gate is not None:
+            raise AdapterError("a gated DoRA changes each row differently: it is no change of the weight")
+        ratio = self._ratio(weight).to(weight)
+        turned = ratio[:, None] * (weight + (self.scale * (self.b @ self.a)).to(weight))
+        return turned, bias if self.is_paper or bias is None else ratio * bias
+
     def _ratio(self, weight: Tensor) -> Tensor:
         """m/‖W + s·B·A‖, (D,)."""
         if self.is_paper:

@@ -21,6 +21,7 @@ from graftwork.core.initial import blank, generator_of, new_gate, opened
 from graftwork.core.linear import LinearAdapter, LinearConfig
 from graftwork.core.options import goes_to, is_number, switch_problems
 from graftwork.core.site import Delta, Reading, Site
+from graftwork.errors import AdapterError
 
 INITS = ("ia3", "bert")
 
@@ -77,3 +78,10 @@ class IA3(LinearAdapter):
         y = reading.hidden(delta)
         factor = self.alpha if self.gate is None else opened(self.gate, reading.residual)
         return (y.to(self.scale.dtype) * (self.scale * factor - 1)).to(y.dtype)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Every row scaled: weight (D, inputs) and bias (D,). Raises AdapterError for a gate."""
+        if self.gate is not None:
+            raise AdapterError("a gated (IA)³ changes each row of a batch differently: it is no change of the weight")
+        factor = (self.alpha * self.scale).to(weight)
+        return factor[:, None] * weight, None if bias is None else factor * bias

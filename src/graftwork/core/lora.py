@@ -63,3 +63,7 @@ class LoRA(LinearAdapter):
         if self.gate is not None:
             raise AdapterError("a gated LoRA changes each row differently: it is no change of the weight")
         return self.scale * (self.b @ self.a)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The linear that computes what the frozen one and this do: W + s·B·A, (D, inputs), and its bias, (D,)."""
+        return weight + self.weight_change().to(weight), bias

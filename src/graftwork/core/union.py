@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from graftwork.core.adapter import NO_GROUND, Adapter, Ground, Invertible, MethodConfig, Prefix, Prompt
+from graftwork.core.merge import merged
 from graftwork.core.options import settle_places
 from graftwork.core.site import Delta, Positions, Reading, Site
 from graftwork.errors import AdapterError
@@ -110,6 +112,13 @@ class Union(nn.Module):
     def forward(self, reading: Reading, delta: Delta) -> Delta:
         """The sum of what the members change, each given what others changed before: (B, T, D) -> (B, T, D)."""
         return self._ask(reading, delta)[1]
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The linear with the members' changes of weight (D, inputs) and bias (D,) added. Raises AdapterError."""
+        made = [merged(cast(nn.Module, member), weight, bias) for member in self.members]
+        total = weight + sum((own for own, _ in made), torch.zeros_like(weight)) - len(made) * weight
+        shifts = [own - bias for _, own in made if own is not None and bias is not None]
+        return total, None if bias is None else sum(shifts, bias)
 
     def _ask(self, reading: Reading, delta: Delta) -> tuple[list[Tensor], Delta]:
         """What each member says, and the sum of their changes."""

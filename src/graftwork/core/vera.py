@@ -121,6 +121,10 @@ class Vera(LinearAdapter):
         a, b = self._cut()
         return (self.b[:, None] * b) @ (self.d[:, None] * a)
 
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The linear that computes what the frozen one and this do: weight (D, inputs) and bias (D,)."""
+        return weight + self.weight_change().to(weight), bias
+
     def _cut(self) -> tuple[Tensor, Tensor]:
         """The part of the frozen pair that this linear needs, where and as its vectors are."""
         shared = self._shared[0]
