@@ -63,7 +63,8 @@ def answer(
 
 def _logits(model: AdapterModel, inputs: dict[str, Tensor], adapters: Adapters, head: str) -> Tensor:
     """(B, L), or (B, T, L) where the head answers per piece; float32 on the CPU."""
-    logits: Tensor = model(**inputs, adapters=adapters, head=head).logits
+    (group,) = model(**inputs, adapters=adapters, head=head).groups
+    logits: Tensor = group.text_logits
     if len(logits) != len(inputs["input_ids"]):
         raise CompositionError("Parallel answers every row once per branch; evaluate its branches one by one")
     return logits.float().cpu()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from graftwork.compose.places import labels_at, of_text
 from graftwork.compose.tree import Composition, show, top
 from graftwork.core.heads import NOTHING, Beside, Head, Inverse
 from graftwork.errors import AdapterError
@@ -24,13 +25,14 @@ class HeadGroup:
 
     outputs: the logits under the names they have for that kind of head: logits; start_logits, end_logits (n, T);
     rel_preds (n, T, T + 1, L), arc_preds (n, T, T + 1). Where a question has several rows (multiple choice, pairs),
-    `rows` has the first of each.
+    `rows` has the first of each. text_logits: the logits, without those of prompts among the tokens of a text.
     """
 
     head: str
     rows: Tensor
     logits: Tensor
     loss: Tensor | None
+    text_logits: Tensor
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -128,11 +130,14 @@ def answer(
         logits = module(own, own_mask, seen, inverse)
         loss = None
         chosen = _labels_of(name, rows, labels, len(by_head) > 1)
+        kind = module.config.kind
         if chosen is not None:
+            chosen = labels_at(kind, chosen, seen.places, own.shape[1])
             loss = module.loss(logits, chosen.to(logits.device))
+        text = of_text(kind, logits, seen.places)
         if len(logits) < len(rows):
             rows = rows[:: len(rows) // len(logits)]
-        groups.append(HeadGroup(name, rows, logits, loss, module.views(logits)))
+        groups.append(HeadGroup(name, rows, logits, loss, text, module.views(logits)))
     losses = [group.loss for group in groups if group.loss is not None]
     output = AdapterOutput(
         loss=torch.stack(losses).sum() if losses else None,

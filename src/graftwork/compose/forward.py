@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from graftwork.compose.answer import AdapterOutput, answer
-from graftwork.compose.inputs import ends_of, with_decoder_input
+from graftwork.compose.inputs import ROWS, ends_of, with_decoder_input
 from graftwork.compose.parts import Parts
+from graftwork.compose.places import moved
 from graftwork.compose.plan import Plan
 from graftwork.core.backbone import Backbone
 from graftwork.core.heads import Beside
@@ -57,14 +58,15 @@ def forward(
     ends = ends_of(ready, backbone.config) if any(config.pooling == "eos" for config in configs) else None
     starts = ready.pop("word_starts", None)
     backbone.check_inputs([*ready, *options], trunk_only=True)
-    if isinstance(labels, Tensor):
-        ready = plan.lengthen({**ready, "labels": labels})
-        labels = ready.pop("labels")
-    else:
-        ready = plan.lengthen(ready)
+    # the heads of an encoder-decoder read the decoder, which prompts do not make longer
+    lead = None if backbone.config.is_encoder_decoder else next(ready[key] for key in ROWS if key in ready)
+    places = None if lead is None else plan.places(lead)
+    ready = plan.lengthen(ready)
     with backbone.runtime.running(plan.route, ready.get("attention_mask")):
         output, mask = backbone.run_trunk(ready, options)
-    beside = Beside(output.get("pooler_output"), ends, starts, asks.choices)
+    beside = Beside(output.get("pooler_output"), ends, starts, asks.choices, places)
+    if places is not None:
+        beside = moved(beside, output[0].shape[1])
     inverse_of = None
     if plan.route is not None and backbone.embedded is not None:
         inverse_of = partial(plan.route.inverse_of, backbone.embedded)

@@ -25,7 +25,6 @@ from graftwork.compose.tree import BatchSplit, Composition, Parallel, has, show
 from graftwork.errors import AdapterError, CompositionError
 
 NO_HEAD = "none"
-_IGNORED = -100  # a label that no loss looks at
 EXECUTIONS = ("reference", "folded")
 _KEPT = 256  # plans kept; a plan is a few index tensors
 
@@ -66,7 +65,7 @@ class Plan:
         return None if route is None or site is None else route.inverse_of(site, range(route.batch))
 
     def lengthen(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs with mask and labels for rows that prompts make longer.
+        """The inputs with a mask for rows that prompts make longer.
 
         Raises AdapterError for positions given by hand.
         """
@@ -78,11 +77,16 @@ class Plan:
         rows, tokens = given.shape[:2]
         mask = inputs.get("attention_mask")
         mask = torch.ones(rows, tokens, dtype=torch.long, device=given.device) if mask is None else mask
-        longer = inputs | {"attention_mask": self.route.lengthened(mask, fill=1, pad=0)}
-        labels = inputs.get("labels")
-        if labels is not None and labels.shape[:2] == (rows, tokens):
-            longer["labels"] = self.route.lengthened(labels, fill=_IGNORED, pad=_IGNORED)
-        return longer
+        return inputs | {"attention_mask": self.route.lengthened(mask, fill=1, pad=0)}
+
+    def places(self, like: Tensor) -> Tensor | None:
+        """Where the T tokens of a text are in rows that prompts made longer, (B, T); like (B, T, ...). Else None."""
+        if self.route is None or not self.prompted:
+            return None
+        rows, tokens = like.shape[:2]
+        numbers = torch.arange(tokens, device=like.device).expand(rows, tokens)
+        longer = self.route.lengthened(numbers, fill=-1, pad=-1)  # (B, T'), the tokens still in their order
+        return (longer >= 0).nonzero()[:, 1].view(rows, tokens)
 
 
 class Planner:

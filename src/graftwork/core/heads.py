@@ -165,20 +165,22 @@ class Beside:
     """What a head may see beside hidden states and mask, each for its n rows; None where there is none.
 
     pooled (n, D): the output of the base's own pooler. ends (n, T): true at end-of-sequence tokens. word_starts (n, W):
-    the token that each word begins with. choices: how many rows in a row belong to one question or pair.
+    the token that each word begins with. choices: how many rows in a row belong to one question or pair. places (n, T):
+    where the tokens of the text are in rows that prompts made longer.
     """
 
     pooled: Tensor | None = None
     ends: Tensor | None = None
     word_starts: Tensor | None = None
     choices: int | None = None
+    places: Tensor | None = None
 
     def of(self, rows: Tensor) -> "Beside":
         """The same for some rows (m,) alone."""
-        pooled, ends, starts = (
-            None if t is None else t[rows.to(t.device)] for t in (self.pooled, self.ends, self.word_starts)
+        pooled, ends, starts, places = (
+            None if t is None else t[rows.to(t.device)] for t in (self.pooled, self.ends, self.word_starts, self.places)
         )
-        return Beside(pooled, ends, starts, self.choices)
+        return Beside(pooled, ends, starts, self.choices, places)
 
 
 NOTHING = Beside()

@@ -1,6 +1,6 @@
 """Dependency parsing by two biaffine layers (Dozat & Manning 2017, in the form of Glavaš & Vulić 2021).
 
-    w_j = mean of the tokens of word j        h = [first token; w]        the first token stands for the root
+    w_j = mean of the tokens of word j        h = [first token; w]        the first real token stands for the root
     arc(j, i)    = [w_j; 1]ᵀ U  h_i           rel(j, i, l) = [w_j; 1]ᵀ V_l [h_i; 1]
 
 Word j begins at token word_starts[j] and ends before word_starts[j + 1]; the list ends where it stops growing. The keys
@@ -11,7 +11,7 @@ best head of each word is taken by whoever decodes.
 import torch
 from torch import Tensor, nn
 
-from graftwork.core.heads import IGNORED, NOTHING, Beside, Head, HeadConfig, Inverse, check_shape, class_loss
+from graftwork.core.heads import IGNORED, NOTHING, Beside, Head, HeadConfig, Inverse, check_shape, class_loss, pool
 from graftwork.errors import AdapterError
 
 
@@ -47,7 +47,7 @@ class ParsingHead(Head):
             raise AdapterError("dependency_parsing needs word_starts: for each row, the token each word begins with")
         hidden = self.dropout(self.rows(hidden, mask, beside).to(self.biaffine_arcs.weight.dtype))
         words = words_of(hidden, beside.word_starts, self.config.word_pad)
-        heads = torch.cat((hidden[:, :1], words), dim=1)
+        heads = torch.cat((pool(hidden, mask, "first").unsqueeze(1), words), dim=1)
         return torch.cat((self.biaffine_rels(words, heads), self.biaffine_arcs(words, heads)), dim=-1)
 
     def views(self, logits: Tensor) -> dict[str, Tensor]:

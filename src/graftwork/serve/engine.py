@@ -155,7 +155,7 @@ class Engine:
                 adapters=[unit.tree for unit in owners],
                 head=[unit.head for unit in owners],
             )
-            groups = [(group.rows.tolist(), group.logits.float().cpu()) for group in output.groups]
+            groups = [(group.rows.tolist(), group.text_logits.float().cpu()) for group in output.groups]
             self.counts.forwards += 1
             self.counts.forward_seconds += time.perf_counter() - started
             self.counts.pieces += sum(unit.length for unit in batch)

@@ -40,15 +40,26 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         if strategy not in _OURS or not isinstance(rows, Sized):
             sampler: Sampler[int] | None = super()._get_train_sampler(rows)
             return sampler
+        told = rows.set_epoch if isinstance(rows, EncodedRows) else None
         lengths = row_lengths(rows) if strategy == "group_by_length" else None
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroupedSampler([1] * len(rows) if lengths is None else lengths, self._train_batch_size, seed)
+        return LengthGroupedSampler(lengths or [1] * len(rows), self._train_batch_size, seed, told=told)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         if self.args.train_sampling_strategy not in _OURS:
             sampler: Sampler[int] | None = super()._get_eval_sampler(eval_dataset)
             return sampler
         return None  # a DataLoader without a sampler takes the rows as they come
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As transformers has it; the logits that are scored are those of the text's own tokens, without prompts'."""
+        found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        groups: Sequence[Any] = getattr(found[1], "groups", ()) if return_outputs else ()
+        if len(groups) == 1:
+            found[1]["logits"] = groups[0].text_logits
+        return found
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
