@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from graftwork.tasks.kinds import task_class
 from graftwork.tasks.text import TextEncoder
 from graftwork.train.batches import EncodedRows, as_it_is
+from graftwork.train.sampler import LengthGroupedSampler
 from tests.tasks import vocabularies
 from tests.train import small
 
@@ -76,3 +77,24 @@ def test_a_loader_hands_out_batches_whole() -> None:
     assert len(rows) == 5
     assert rows.lengths.tolist() == [row.length for row in encoded]
     assert torch.equal(rows[4]["input_ids"], batches[2]["input_ids"])
+
+
+def test_masked_rows_are_others_in_every_epoch_and_whole_between() -> None:
+    tokenizer = small.tokenizer()
+    tokenizer.mask_token = "[UNK]"
+    encoder, task = TextEncoder(tokenizer, 32), task_class("masked_lm")((), 32)
+    texts = [{"text": " ".join([*small.GOOD, *small.FILLERS] * 2)[:60]}, {"text": "the film"}]
+    rows = EncodedRows(task.encode(texts, encoder, with_labels=True), encoder, task.redraw(encoder, 7))
+    plain = encoder.pad([encoder.text(row["text"]) for row in texts])["input_ids"]
+    seen = []
+    for epoch in (0, 1, 0):
+        rows.set_epoch(epoch)
+        batch = rows.__getitems__([0, 1])
+        told = batch["labels"] != -100
+        assert torch.equal(torch.where(told, batch["labels"], batch["input_ids"]), plain)
+        seen.append(batch["labels"])
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], seen[1])
+    sampler = LengthGroupedSampler([1, 1], 1, 0, told=rows.set_epoch)
+    sampler.set_epoch(1)
+    assert torch.equal(rows.__getitems__([0, 1])["labels"], seen[1])

@@ -38,7 +38,15 @@ CHANGES: dict[str, Any] = {
 }
 
 
+MASKED: dict[str, Any] = {"task.kind": "masked_lm"}  # other pieces are hidden in every epoch
+
+
 def recipe(folder: Path, changes: dict[str, Any] | None = None) -> Recipe:
+    base, tokenizer = folder / "base", small.tokenizer()
+    if not base.is_dir():
+        small.model_folder(base)
+        tokenizer.mask_token = "[UNK]"
+        tokenizer.save_pretrained(base)
     return small.recipe(folder, CHANGES | (changes or {}), train=4 * STEPS - 1)
 
 
@@ -97,8 +105,9 @@ def same(one: Any, other: Any) -> bool:
     return bool((one == other).all()) if hasattr(one, "all") else bool(one == other)
 
 
-def test_a_killed_run_ends_as_an_unbroken_one(tmp_path: Path) -> None:
-    made = recipe(tmp_path)
+@pytest.mark.parametrize("changes", [{}, MASKED], ids=["classification", "masked_lm"])
+def test_a_killed_run_ends_as_an_unbroken_one(tmp_path: Path, changes: dict[str, Any]) -> None:
+    made = recipe(tmp_path, changes)
     step = kill_in_second_epoch(elsewhere(made, tmp_path / "killed"))
     assert STEPS < step < 2 * STEPS
     assert not (tmp_path / "killed" / "result.json").exists()

@@ -1,9 +1,9 @@
 """Language modelling: texts are their own labels. Rows {"text"}.
 
-Masked (Devlin et al. 2019): 15 % of the pieces of a text, chosen by its own content, so that training, evaluation and a
-resumed run see the same ones, are replaced by the mask; where a text holds masks already, those are the ones. Causal:
-every piece is to be told from those before it. Scored by accuracy of pieces, the mean log-likelihood of a piece, and
-perplexity (exp of its negative), over all pieces of all rows.
+Masked (Devlin et al. 2019): 15 % of the pieces of a text are replaced by the mask; where a text holds masks already,
+those are the ones. To score, they are chosen by the text's own content, so that they are always the same; to train,
+anew in every epoch, as `masking.py` says. Causal: every piece is to be told from those before it. Scored by accuracy of
+pieces, the mean log-likelihood of a piece, and perplexity (exp of its negative), over all pieces of all rows.
 """
 
 import math
@@ -16,7 +16,8 @@ import torch
 
 from graftwork.errors import DataError
 from graftwork.tasks.encoded import IGNORED, Encoded
-from graftwork.tasks.task import Answer, Row, Task, checked_logits, text_problems
+from graftwork.tasks.masking import Masking
+from graftwork.tasks.task import Answer, Redraw, Row, Task, checked_logits, text_problems
 from graftwork.tasks.text import TextEncoder
 
 MASKED = 0.15  # share of the pieces that are hidden
@@ -68,6 +69,11 @@ class MaskedLanguage(_Language):
         hidden = set(draw.sample(places, min(len(places), max(1, round(MASKED * len(places))))))
         ids = tuple(mask if place in hidden else piece for place, piece in enumerate(whole.input_ids))
         return replace(whole, input_ids=ids, truth=whole.input_ids)
+
+    def redraw(self, encoder: TextEncoder, seed: int) -> Redraw:
+        """Other pieces are hidden in every epoch."""
+        tokenizer = encoder.tokenizer
+        return Masking(int(tokenizer.mask_token_id), len(tokenizer), tuple(tokenizer.all_special_ids), MASKED, seed)
 
     def target(self, row: Row, features: Encoded) -> tuple[int, ...]:
         """(T,) what stood at a masked piece, IGNORED elsewhere."""

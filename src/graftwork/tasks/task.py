@@ -7,10 +7,11 @@ Does not know: models, files, batches, how anything is trained or served.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy
 import torch
 
 from graftwork.errors import AdapterError, DataError, GraftworkError, InputTooLong
@@ -20,6 +21,8 @@ from graftwork.tasks.text import TextEncoder
 
 Row = Mapping[str, Any]
 Answer = dict[str, Any]
+# (a training batch as tensors, the number of each of its rows, the epoch) -> the batch as it is in that epoch
+Redraw = Callable[[dict[str, torch.Tensor], "numpy.ndarray[Any, Any]", int], dict[str, torch.Tensor]]
 
 SHOWN = 20  # how many labels or problems a message lists before it says how many more there are
 
@@ -102,6 +105,10 @@ class Task(ABC):
             problems += [place + problem for problem in found]
         refuse(problems)
         return encoded
+
+    def redraw(self, encoder: TextEncoder, seed: int) -> Redraw | None:
+        """What makes training rows others in every epoch, decided by (seed, epoch, row); None where they stay."""
+        return None
 
     def head(self, dropout: float, pooling: str) -> HeadSpec:
         """The head this task wants. Dropout and pooling ("first", "last", "mean") are the base model's habit.

@@ -3,10 +3,11 @@
 The numbers of all rows lie end to end in one array per field. A batch is one gather: token t of row b is at
 start[b] + t, and what lies past the row's end becomes the field's filler. The result is what `TextEncoder.pad` makes of
 the same rows, in a fraction of the time, which matters in the training step and nowhere else. Rows of several texts
-(the choices of a question) are all of as many.
+(the choices of a question) are all of as many. Rows may be others in every epoch: `redraw` makes them so.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from graftwork.tasks.encoded import IGNORED, NO_WORD, Encoded
+from graftwork.tasks.task import Redraw
 from graftwork.tasks.text import TextEncoder
 
 _STORED: dict[type, type] = {numpy.int64: numpy.int32}  # ids are small: half the memory
@@ -46,7 +48,9 @@ class _Lists:
 class EncodedRows(Dataset[dict[str, Tensor]]):
     """Labelled rows as a data set. Ask for several rows at once (`__getitems__`), as a DataLoader does, for a batch."""
 
-    def __init__(self, rows: Sequence[Encoded], encoder: TextEncoder) -> None:
+    def __init__(self, rows: Sequence[Encoded], encoder: TextEncoder, redraw: Redraw | None = None) -> None:
+        self._redraw, self._epoch = redraw, 0
+        rows = rows if redraw is None else [replace(row, input_ids=row.truth or row.input_ids) for row in rows]
         tokenizer, texts = encoder.tokenizer, [text for row in rows for text in row.rows]
         self.lengths = numpy.array([row.length for row in rows], dtype=numpy.int64)  # (rows,)
         self._parts = len(rows[0].parts) if rows else 0  # texts a row, 0 where a row is its own text
@@ -70,6 +74,10 @@ class EncodedRows(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Hand out the rows as they are in this epoch."""
+        self._epoch = epoch
+
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         return self.__getitems__([row])
 
@@ -83,7 +91,7 @@ class EncodedRows(Dataset[dict[str, Tensor]]):
         batch |= {field: lists.gather(chosen) for field, lists in self._lists.items()}
         if self._labels is not None:
             batch["labels"] = self._labels[torch.from_numpy(chosen)]
-        return batch
+        return batch if self._redraw is None else self._redraw(batch, chosen, self._epoch)
 
 
 def as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:

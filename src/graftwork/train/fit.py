@@ -39,7 +39,7 @@ def fit(
             model=job.learner,
             args=arguments(job.recipe, folder.checkpoints, len(job.data.train), job.metric),
             data_collator=as_it_is,
-            train_dataset=EncodedRows(job.encoded["train"], job.encoder),
+            train_dataset=EncodedRows(job.encoded["train"], job.encoder, job.task.redraw(job.encoder, training.seed)),
             eval_dataset=EncodedRows(job.encoded["dev"], job.encoder),
             compute_metrics=DevScores(job.task, job.encoded["dev"], job.dev),
             callbacks=callbacks,

@@ -6,7 +6,7 @@ Rows that fill no whole batch come last. Because global random state is neither 
 the middle of an epoch meets the rows that it would have met unbroken. Knows lengths, not rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy
 from torch.utils.data import Sampler
@@ -15,19 +15,32 @@ POOL = 50  # batches that are sorted together: more means less padding and less 
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Every index once an epoch; each run of `batch_size` indices is a batch. `set_epoch` chooses the order."""
+    """Every index once an epoch; each run of `batch_size` indices is a batch. `set_epoch` chooses the order.
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, epoch: int = 0) -> None:
+    told: is told every epoch that is chosen, for rows that are others in each.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        epoch: int = 0,
+        told: Callable[[int], None] | None = None,
+    ) -> None:
         if batch_size < 1 or seed < 0 or epoch < 0:
             raise ValueError(f"batch_size {batch_size} must be at least 1, seed {seed} and epoch {epoch} at least 0")
         self._lengths = numpy.asarray(lengths, dtype=numpy.int64)  # (rows,)
         self._batch_size = batch_size
         self._seed = seed
-        self._epoch = epoch
+        self._told = told
+        self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of this epoch from the next iteration on."""
         self._epoch = epoch
+        if self._told is not None:
+            self._told(epoch)
 
     def __len__(self) -> int:
         return len(self._lengths)
