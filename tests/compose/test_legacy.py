@@ -173,4 +173,11 @@ def test_a_tree_with_one_foreign_adapter_is_read_as_a_whole() -> None:
     assert not world.parts.as_adapters(Stack("a", "b"))
     world.parts.semantics["adapters", "b"] = "adapters-1"
     assert world.parts.as_adapters(Stack("a", "b"))
-    assert not world.parts.as_adapters("a")
+    assert not world.parts.as_adapters(Stack("a", "l"))
+
+
+def test_an_adapter_alone_is_ours_where_the_sites_are_read_as_they_are() -> None:
+    assert not World().parts.as_adapters("a")
+    backbone, parts = Backbone(tiny.model("t5")), Parts()
+    parts.add_adapter("a", read_config("prefix_tuning_flat"), backbone, "adapters-1")
+    assert parts.as_adapters("a")  # that library counts the positions of prefixes

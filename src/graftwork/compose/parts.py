@@ -114,7 +114,12 @@ class Parts(nn.Module):
             self._views[site.index] = backbone.view(site)
 
     def as_adapters(self, tree: Composition) -> bool:
-        """Whether a composition is to be read as `adapters` 1.3.0 reads it: a part of it was trained there."""
+        """Whether a composition is to be read as `adapters` 1.3.0 reads it: a part of it was trained there.
+
+        An adapter alone is not, where that library reads the sites of this model as they are.
+        """
+        if isinstance(tree, str) and not self._counts_prefixes and not any(self._views.values()):
+            return False
         parts = [*(("adapters", name) for name in leaves(tree)), *(("fusions", fuse.name) for fuse in fusions(tree))]
         return any(part in self.semantics for part in parts)
 
