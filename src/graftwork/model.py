@@ -89,10 +89,9 @@ def _changes(
 
 
 class AdapterModel(nn.Module):
-    """A frozen model with adapters. The sites of one without a row are discovered with one forward's arguments, `probe`,
-    which are made up where left out; `family` describes them by hand.
+    """A frozen model with adapters. The sites of one without a row are discovered by one forward.
 
-    Raises BackboneError for a model whose sites are neither known nor found.
+    probe: that forward's arguments, made up where left out. family: the sites, described by hand. Raises BackboneError for a model whose sites are neither known nor found.
     """
 
     accepts_loss_kwargs = False  # our losses are means: Trainer divides by the accumulation steps itself
