@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graftwork.core.attention import KvTap, _biased, _lengthened
+from graftwork.core.attention import KvTap, _biased, lengthened
 from graftwork.core.site import Positions
 from graftwork.errors import AdapterError, BackboneError
 from graftwork.model import AdapterModel
@@ -19,7 +19,7 @@ SOME = Positions(POSITIONS.keys, POSITIONS.values, torch.tensor([[True, True], [
 
 
 def seen(mask: Tensor | None, found: Positions = POSITIONS, causal: bool = False, query: Tensor = QUERY) -> Any:
-    longer = _lengthened(mask, found, query, KEY, causal)
+    longer = lengthened(mask, found, (query.shape[2], KEY.shape[2]), causal)
     return None if longer is None else longer.int().tolist()
 
 
@@ -43,7 +43,7 @@ def test_a_mask_of_truth_values_keeps_what_it_hides() -> None:
 
 def test_a_mask_of_numbers_gets_zero_for_what_is_seen_and_the_least_number_for_what_is_not() -> None:
     mask = torch.full((2, 1, 3, 3), -1.5)
-    longer = _lengthened(mask, SOME, QUERY, KEY, causal=True)
+    longer = lengthened(mask, SOME, (3, 3), causal=True)
     assert longer is not None
     assert longer[1, 0, 0].tolist() == [torch.finfo(torch.float32).min, 0.0, -1.5, -1.5, -1.5]
 

@@ -5,7 +5,7 @@
 An attention module looks its function up by a word in its configuration. While a module with positions runs, that word
 is `graftwork`: a function of ours, registered once under that name, which lengthens keys, values and mask and calls the
 function that the model would have called. Positions come after rotary embeddings and after the cache: they move nothing
-and are never cached. A model whose attention does not ask the interface is refused.
+and are never cached. Attentions that do not ask it: `core/attention_own.py`, or refused.
 """
 
 import copy
@@ -47,21 +47,13 @@ class KvTap:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Forward pre-hook: keep the positions for our function, and have it called."""
-        if self.runtime.route is None:
-            return
-        entering = args[0] if args else kwargs.get("hidden_states")
-        assert isinstance(entering, Tensor)
-        found = self.runtime.route.positions(self.index, Reading(entering, entering, None, mask=self.runtime.mask))
+        found = asked(self.runtime, self.index, args, kwargs)
         if found is None:
             return
         config: Any = getattr(module, "config", None)
         if config is None:
             raise self._deaf()
-        if config._attn_implementation not in _ABLE:
-            raise AdapterError(
-                f"prefixes need attention by one of {', '.join(_ABLE)}, and this model runs "
-                f"{config._attn_implementation!r}; load it with attn_implementation='sdpa'"
-            )
+        check_able(config)
         if self._lent is None or self._lent[0] is not config:
             lent: Any = copy.copy(config)
             lent._attn_implementation_internal = _NAME  # not through the property: that would reach shared parts
@@ -93,6 +85,24 @@ class KvTap:
         return found  # type: ignore[no-any-return]
 
 
+def asked(runtime: Runtime, site: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Positions | None:
+    """What the route puts in front of keys and values at a site, for what enters its attention, or None."""
+    if runtime.route is None:
+        return None
+    entering = args[0] if args else kwargs.get("hidden_states")
+    assert isinstance(entering, Tensor)
+    return runtime.route.positions(site, Reading(entering, entering, None, mask=runtime.mask))
+
+
+def check_able(config: Any) -> None:
+    """Raise AdapterError for a model whose attention takes no mask of any form."""
+    if config._attn_implementation not in _ABLE:
+        raise AdapterError(
+            f"prefixes need attention by one of {', '.join(_ABLE)}, and this model runs "
+            f"{config._attn_implementation!r}; load it with attn_implementation='sdpa'"
+        )
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -110,29 +120,38 @@ def _attend(
     )
     found = tap.runtime.prefixes.pop(tap.index)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    mask = _lengthened(attention_mask, found, query, key, causal)
+    mask = lengthened(attention_mask, found, (query.shape[2], key.shape[2]), causal)
     if position_bias is not None:
         options["position_bias"] = _biased(tap.first, position_bias, found, key)
-    keys = torch.cat([found.keys.to(key).expand(key.shape[0], -1, -1, -1), key], dim=2)
-    values = torch.cat([found.values.to(value).expand(value.shape[0], -1, -1, -1), value], dim=2)
+    keys, values = in_front(found.keys, key), in_front(found.values, value)
     # causality is in the mask by now: the function must not work it out again from the longer keys
     return tap.original()(module, query, keys, values, mask, is_causal=False, **options)
 
 
-def _lengthened(mask: Tensor | None, found: Positions, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
-    """The mask over the new positions and the old ones, (B or 1, H or 1, Q, P + K), or None where all is seen."""
-    queries, keys, size = query.shape[2], key.shape[2], found.keys.shape[2]
+def in_front(positions: Tensor, own: Tensor) -> Tensor:
+    """Positions (B or 1, H, P, W) in front of keys or values (B, H or its multiple, T, W): (B, …, P + T, W)."""
+    if own.shape[1] != positions.shape[1]:  # keys are repeated for their group of queries already
+        positions = positions.repeat_interleave(own.shape[1] // positions.shape[1], dim=1)
+    return torch.cat([positions.to(own).expand(own.shape[0], -1, -1, -1), own], dim=2)
+
+
+def lengthened(mask: Tensor | None, found: Positions, sizes: tuple[int, int], causal: bool) -> Tensor | None:
+    """The mask over the new positions and the old ones, (B or 1, H or 1, Q, P + K), or None where all is seen.
+
+    sizes: how many queries and keys there are without them.
+    """
+    (queries, keys), size, device = sizes, found.keys.shape[2], found.keys.device
     if mask is None:
         if causal and queries > 1:
-            seen = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril(keys - queries)
+            seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
             mask = seen[None, None]
         elif found.real is None:
             return None
         else:
-            mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=key.device)
+            mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
     mask = mask[..., :keys]
-    rows = key.shape[0] if found.real is not None else mask.shape[0]
-    real = torch.ones(rows, size, dtype=torch.bool, device=key.device) if found.real is None else found.real
+    rows = found.keys.shape[0] if found.real is not None else mask.shape[0]
+    real = torch.ones(rows, size, dtype=torch.bool, device=device) if found.real is None else found.real
     front = real[:, None, None, :].expand(rows, mask.shape[1], mask.shape[2], size)
     if mask.dtype != torch.bool:
         front = torch.zeros_like(front, dtype=mask.dtype).masked_fill(~front, torch.finfo(mask.dtype).min)

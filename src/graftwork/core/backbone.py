@@ -4,7 +4,7 @@ The module tree, the state dict and the weights of the model stay untouched: hoo
 that changes is `requires_grad`. The one file that loads transformers' models.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from inspect import signature
@@ -18,7 +18,6 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from graftwork.core.adapter import Ground
-from graftwork.core.attention import KvTap
 from graftwork.core.discover import Discovery, discover
 from graftwork.core.families import Family, family_of
 from graftwork.core.fingerprint import fingerprint
@@ -30,7 +29,7 @@ from graftwork.core.proof import prove_found
 from graftwork.core.quirks import View, view_of
 from graftwork.core.shapes import SHAPES
 from graftwork.core.site import Site
-from graftwork.core.taps import EmbedTap, HeadTap, InputTap, LinearTap, PromptTap, weight_of
+from graftwork.core.taps import HeadTap, tap_of, weight_of
 from graftwork.errors import AdapterError, BackboneError
 
 _OPTIONS = ("output_hidden_states", "output_attentions", "output_router_logits")  # reach the layers through **kwargs
@@ -106,7 +105,7 @@ class Backbone:
         if site.index in self._open:
             return
         located = self._located[site.index]
-        _TAPS[site.place](located, self.runtime).place()
+        tap_of(located, self.runtime).place()
         vocabulary = self.model.get_output_embeddings() if site.place == "embed" else None
         if vocabulary is not None:
             HeadTap(site.index, self.runtime, vocabulary).place()
@@ -234,15 +233,6 @@ def _runs_on(module: nn.Module, parameter: nn.Parameter) -> torch.device:
 def _is_norm(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.dim() == 1
-
-
-_TAPS: dict[str, Callable[[Located, Runtime], LinearTap | InputTap | EmbedTap | PromptTap | KvTap]] = {
-    "linear": LinearTap,
-    "input": InputTap,
-    "embed": EmbedTap,
-    "prompt": PromptTap,
-    "kv": KvTap,
-}
 
 
 def resolve(name: str | Path) -> str:

@@ -104,6 +104,7 @@ _GPTJ = LayerStack(
         Sublayer("ffn", "mlp.dropout", "ln_1", beside="attn"),
     ),
     linears=(*linears("attn", ("q_proj", "k_proj", "v_proj", "out_proj")), *feed_forward("mlp.fc_in", "mlp.fc_out")),
+    attentions=(Attention("attn", "attn", way="cache"),),
     embed="drop",
     prompt="wte",
 )
@@ -137,6 +138,7 @@ _BLOOM = LayerStack(
         *merged("self_attention.query_key_value", "heads", "self_attention.dense"),
         *feed_forward("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
     ),
+    attentions=(Attention("attn", "self_attention", way="cache"),),
     embed="word_embeddings_layernorm",
     prompt="word_embeddings",
 )
@@ -155,6 +157,7 @@ def _falcon(norm: str, layout: str, after: str | None = None) -> tuple[LayerStac
                 *merged("self_attention.query_key_value", layout, "self_attention.dense"),
                 *feed_forward("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
             ),
+            attentions=(Attention("attn", "self_attention", way="cache"),),
             embed="word_embeddings",
         ),
     )

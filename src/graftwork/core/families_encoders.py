@@ -82,6 +82,7 @@ _DEBERTA = LayerStack(
     "encoder.layer",
     (_BERT_ATTN, _BERT_FFN),
     linears=(*merged("attention.self.in_proj", "heads", "attention.output.dense"), *_BERT_FEED_FORWARD),
+    attentions=(Attention("attn", "attention.self", way="relative"),),
     embed="embeddings",
     prompts=False,
 )
@@ -95,6 +96,7 @@ _DEBERTA_V2 = LayerStack(
         *linears("attention", ("self.query_proj", "self.key_proj", "self.value_proj", "output.dense")),
         *_BERT_FEED_FORWARD,
     ),
+    attentions=(Attention("attn", "attention.self", way="relative"),),
     embed="embeddings",
     prompts=False,
 )

@@ -64,11 +64,16 @@ class Linear:
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention of a layer that calls transformers' attention interface: kind attn or cross."""
+    """One attention of a layer: kind attn or cross. way: how anything gets in front of its keys and values.
+
+    "interface": it calls transformers' attention interface · "cache": it asks the cache `layer_past` for them ·
+    "relative": it is DeBERTa's
+    """
 
     kind: str
     path: str
     optional: bool = False
+    way: str = "interface"
 
 
 @dataclass(frozen=True)

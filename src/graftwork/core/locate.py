@@ -26,7 +26,7 @@ class Located:
     """A site with its modules by role, and what its adapter sits on.
 
     Roles: output, residual, norm, inner (sublayer); linear; attention; embed, and parent, which calls it. columns: of
-    the linear's output, None for all. row: what the family says of a sub-layer.
+    the linear's output, None for all. row: what the family says of a sub-layer. way: how an attention is reached.
     """
 
     site: Site
@@ -35,6 +35,7 @@ class Located:
     argument: tuple[int, str] = (0, "hidden_states")
     columns: Columns | None = None
     row: Sublayer | None = None
+    way: str = "interface"
     first: Mapping[str, nn.Module] = field(default_factory=dict)  # the same roles in the first layer of the stack
 
 
@@ -157,7 +158,7 @@ def _inside(stack: LayerStack, number: int, layer: nn.Module, family: Family, de
         site = Site(
             -1, stack.name, number, -1, f"{attention.kind}.kv", key.width, query.inputs, key.width // head, head
         )
-        yield Located(site, {"attention": module}, module)
+        yield Located(site, {"attention": module}, module, way=attention.way)
 
 
 def _embeddings(trunk: nn.Module, stack: LayerStack) -> Iterator[Located]:

@@ -12,16 +12,26 @@ of the module that holds it. Hooks are bound methods: `deepcopy` gives a copy ho
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 from transformers.pytorch_utils import Conv1D
 
+from graftwork.core.attention import KvTap
+from graftwork.core.attention_own import CacheTap, RelativeTap
 from graftwork.core.hooks import Runtime
 from graftwork.core.locate import Located
 from graftwork.core.site import Reading
 from graftwork.errors import BackboneError
+
+
+class Tap(Protocol):
+    """The hooks of one site."""
+
+    def place(self) -> None:
+        """Register the hooks."""
+        ...
 
 
 class LinearTap:
@@ -160,6 +170,25 @@ class PromptTap:
         assert self.at.runtime.route is not None
         longer = self.at.runtime.route.prompted(self.at.index, found)
         return None if longer is None else _replaced(output, longer)
+
+
+_TAPS: dict[str, Callable[[Located, Runtime], Tap]] = {
+    "linear": LinearTap,
+    "input": InputTap,
+    "embed": EmbedTap,
+    "prompt": PromptTap,
+}
+_KV_TAPS: dict[str, Callable[[Located, Runtime], Tap]] = {
+    "interface": KvTap,
+    "cache": CacheTap,
+    "relative": RelativeTap,
+}
+
+
+def tap_of(located: Located, runtime: Runtime) -> Tap:
+    """The hooks of a site that is no sub-layer, not placed yet."""
+    made = _KV_TAPS[located.way] if located.site.place == "kv" else _TAPS[located.site.place]
+    return made(located, runtime)
 
 
 class HeadTap:
