@@ -20,10 +20,22 @@ from graftwork.core.heads_facts import facts_of as facts_of_heads
 from graftwork.core.kinds import read_config, write_config
 from graftwork.errors import AdapterError, NotFound, PackageError
 from graftwork.packing import base_ref, install
-from graftwork.registry.foreign.adapterhub import ADAPTER_CONFIG, FUSION_CONFIG, read_adapterhub, read_fusion, read_head
+from graftwork.registry.foreign.adapterhub import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLED,
+    ADAPTER_SAFE,
+    FUSION_CONFIG,
+    FUSION_PICKLED,
+    FUSION_SAFE,
+    read_adapterhub,
+    read_fusion,
+    read_head,
+)
 from graftwork.registry.foreign.adapterhub_setup import SETUP_CONFIG, read_setup
 from graftwork.registry.foreign.files import listing, read_json
 from graftwork.registry.foreign.heads import CONFIG as HEAD_CONFIG
+from graftwork.registry.foreign.heads import PICKLED as HEAD_PICKLED
+from graftwork.registry.foreign.heads import SAFE as HEAD_SAFE
 from graftwork.registry.foreign.imported import Asserted, Facts, Imported, Place, to_package
 from graftwork.registry.foreign.llm_adapters import read_llm_adapters
 from graftwork.registry.foreign.peft import read_peft
@@ -61,6 +73,7 @@ def read(
     its parts. name: for files that have none. Raises NotFound, PackageError.
     """
     folder = Path(folder)
+    _check_described(folder)
     facts = facts_of(backbone)
     if (folder / SETUP_CONFIG).exists():
         return read_setup(folder, facts=facts)
@@ -78,6 +91,21 @@ def read(
         f"{folder}: holds no {ADAPTER_CONFIG}, {FUSION_CONFIG}, {HEAD_CONFIG} or {SETUP_CONFIG}; it holds "
         f"{listing(folder)}"
     )
+
+
+def _check_described(folder: Path) -> None:
+    """Raise PackageError for weights of a part whose description is gone: the rest alone would be a part of it."""
+    described = {
+        ADAPTER_CONFIG: (ADAPTER_SAFE, ADAPTER_PICKLED),
+        FUSION_CONFIG: (FUSION_SAFE, FUSION_PICKLED),
+        HEAD_CONFIG: (HEAD_SAFE, HEAD_PICKLED),
+    }
+    for config, weights in described.items():
+        for name in weights:
+            if (folder / name).exists() and not (folder / config).exists():
+                raise PackageError(
+                    f"{folder}: holds {name}, but not {config}, which says what it is; get the whole folder"
+                )
 
 
 def packages(
