@@ -11,10 +11,9 @@ to an explicit route before the forward starts. The base's weights are never cha
 """
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
-from inspect import Parameter, signature
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 import torch
@@ -27,6 +26,7 @@ from graftwork.compose.forward import Asks, forward, headless
 from graftwork.compose.grammar import as_composition, as_fuse
 from graftwork.compose.inputs import for_heads, shape_of
 from graftwork.compose.merge import merge_adapter, reset_adapter
+from graftwork.compose.methods import adds, changes
 from graftwork.compose.parts import Parts
 from graftwork.compose.plan import NO_HEAD, Plan, Planner
 from graftwork.compose.speak import speaker
@@ -37,7 +37,7 @@ from graftwork.core.families import Family
 from graftwork.core.fusion import FUSIONS, FusionConfig
 from graftwork.core.heads import HeadConfig, labelled
 from graftwork.core.heads_custom import Factory
-from graftwork.core.heads_facts import Asked, HeadFacts, facts_of
+from graftwork.core.heads_facts import facts_of
 from graftwork.core.kinds import MethodConfig, read_config
 from graftwork.errors import AdapterError
 from graftwork.packing import Provenance, install, pack
@@ -53,45 +53,11 @@ class Default(enum.Enum):
     ACTIVE = "the active setup"
 
 
-_P = ParamSpec("_P")
-
-
-def _adds(asked: Callable[Concatenate[HeadFacts, _P], Asked]) -> Callable[Concatenate["AdapterModel", str, _P], None]:
-    """A method `add_..._head(name, ...)` from a function that makes a head's configuration from the same arguments."""
-
-    def method(self: "AdapterModel", name: str, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
-        made = asked(facts_of(self.backbone), *args, **kwargs)
-        self.add_head(name, made.config, overwrite_ok=made.overwrite_ok)
-
-    own = signature(asked)
-    names = [Parameter(one, Parameter.POSITIONAL_ONLY) for one in ("self", "name")]
-    method.__signature__ = own.replace(parameters=[*names, *list(own.parameters.values())[1:]])  # type: ignore[attr-defined]
-    method.__doc__ = asked.__doc__
-    return method
-
-
-def _changes(
-    asked: Callable[Concatenate[Parts, Backbone, _P], str | None],
-) -> Callable[Concatenate["AdapterModel", _P], None]:
-    """A method from a function of parts and backbone with the same arguments; what it returns becomes active."""
-
-    def method(self: "AdapterModel", /, *args: _P.args, **kwargs: _P.kwargs) -> None:
-        active = asked(self.parts, self.backbone, *args, **kwargs)
-        self._planner.forget()
-        if active is not None:
-            self.set_active_adapters(active)
-
-    own = signature(asked)
-    me = Parameter("self", Parameter.POSITIONAL_ONLY)
-    method.__signature__ = own.replace(parameters=[me, *list(own.parameters.values())[2:]])  # type: ignore[attr-defined]
-    method.__doc__ = asked.__doc__
-    return method
-
-
 class AdapterModel(nn.Module):
     """A frozen model with adapters. The sites of one without a row are discovered by one forward.
 
-    probe: that forward's arguments, made up where left out. family: the sites, described by hand. Raises BackboneError for a model whose sites are neither known nor found.
+    probe: that forward's arguments, made up where left out. family: the sites, described by hand. Raises BackboneError
+    for a model whose sites are neither known nor found.
     """
 
     accepts_loss_kwargs = False  # our losses are means: Trainer divides by the accumulation steps itself
@@ -154,17 +120,17 @@ class AdapterModel(nn.Module):
         self._planner.forget()
         self._active_head = name
 
-    add_classification_head = _adds(heads_hub.classification)
-    add_image_classification_head = _adds(heads_hub.image_classification)
-    add_regression_head = _adds(heads_hub.regression)
-    add_multiple_choice_head = _adds(heads_hub.multiple_choice)
-    add_tagging_head = _adds(heads_hub.tagging)
-    add_qa_head = _adds(heads_hub.question_answering)
-    add_dependency_parsing_head = _adds(heads_hub.dependency_parsing)
-    add_masked_lm_head = _adds(heads_hub.masked_lm)
-    add_causal_lm_head = _adds(heads_hub.causal_lm)
-    add_seq2seq_lm_head = _adds(heads_hub.seq2seq_lm)
-    add_embedding_head = _adds(heads_hub.sentence_embedding)
+    add_classification_head = adds(heads_hub.classification)
+    add_image_classification_head = adds(heads_hub.image_classification)
+    add_regression_head = adds(heads_hub.regression)
+    add_multiple_choice_head = adds(heads_hub.multiple_choice)
+    add_tagging_head = adds(heads_hub.tagging)
+    add_qa_head = adds(heads_hub.question_answering)
+    add_dependency_parsing_head = adds(heads_hub.dependency_parsing)
+    add_masked_lm_head = adds(heads_hub.masked_lm)
+    add_causal_lm_head = adds(heads_hub.causal_lm)
+    add_seq2seq_lm_head = adds(heads_hub.seq2seq_lm)
+    add_embedding_head = adds(heads_hub.sentence_embedding)
 
     def register_custom_head(self, head_type: str, factory: Factory) -> None:
         """Give a factory of head modules a name: `factory(width, **arguments)`. The name is what a package holds."""
@@ -208,10 +174,10 @@ class AdapterModel(nn.Module):
         self._planner.forget()
         self._active_head = None if self._active_head == name else self._active_head
 
-    average_adapter = _changes(average_adapter)
-    average_head = _changes(average_head)
-    merge_adapter = _changes(merge_adapter)
-    reset_adapter = _changes(reset_adapter)
+    average_adapter = changes(average_adapter)
+    average_head = changes(average_head)
+    merge_adapter = changes(merge_adapter)
+    reset_adapter = changes(reset_adapter)
 
     # -- defaults and training ----------------------------------------------------------------------------------------
 

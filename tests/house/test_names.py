@@ -16,7 +16,7 @@ TAKES_KEYWORDS: dict[str, str] = {
     "graftwork.core.plain:forward": "further arguments of a plain module's forward, which Python checks",
     "graftwork.core.kinds:load": "AdapterHub's AdapterConfig.load(name, reduction_factor=8); every key is checked",
     "graftwork.model:add_custom_head": "arguments of the user's own factory of heads, which checks them",
-    "graftwork.model:method": "typed by the function that it was made from, which names and checks each of them",
+    "graftwork.compose.methods:method": "typed by the function it was made from, which names and checks each",
     "graftwork.model:from_pretrained": "options of transformers' from_pretrained, which transformers checks",
     "graftwork.train.callbacks:on_epoch_end": "transformers' callback protocol hands over whatever it has",
     "graftwork.train.callbacks:on_log": "transformers' callback protocol hands over whatever it has",

@@ -2,9 +2,10 @@
 
     trainer = AdapterTrainer(model=model, args=TrainingArguments(...), train_dataset=..., eval_dataset=...)
 
-It adds three things. Checkpoints hold adapters, fusions and heads only (the model's `state_dict` gives no more), and
+It adds four things. Checkpoints hold adapters, fusions and heads only (the model's `state_dict` gives no more), and
 each is sealed when it is whole. The order of the rows is decided by (seed, epoch), so that a resumed run meets the same
-rows; rows are scored in their own order. And it refuses to train a model of which nothing would learn.
+rows; rows are scored in their own order. Weight decay leaves the V of a fusion alone. And it refuses to train a model
+of which nothing would learn.
 """
 
 from collections.abc import Sequence, Sized
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 
 from graftwork.compose.tree import fusions, leaves, show
+from graftwork.core.fusion import Fusion
 from graftwork.errors import AdapterError, PackageError
 from graftwork.model import AdapterModel
 from graftwork.train.batches import EncodedRows
@@ -60,6 +62,13 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         if len(groups) == 1:
             found[1]["logits"] = groups[0].text_logits
         return found
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As transformers', without the V of fusions: it begins as the identity, and decay would pull it to zero."""
+        fused = (module.value for module in model.modules() if isinstance(module, Fusion) and module.value is not None)
+        values = {id(value.weight) for value in fused}
+        exempt = {name for name, parameter in model.named_parameters() if id(parameter) in values}
+        return [name for name in super().get_decay_parameter_names(model) if name not in exempt]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
