@@ -7,7 +7,7 @@ from graftwork.compose.lengthen import merge_positions, merge_rows
 from graftwork.core.site import Positions
 from graftwork.errors import CompositionError
 from graftwork.model import AdapterModel
-from tests import tiny
+from tests import tiny, zoo
 from tests.adapted import last, shaken
 
 PREFIXES = {"p": "prefix_tuning_flat[prefix_length=2]", "q": "prefix_tuning_flat[prefix_length=3]"}
@@ -53,6 +53,27 @@ def test_rows_with_prefixes_and_prompts_of_unequal_length_are_what_they_are_alon
     for row, name in enumerate((first, None, second)):
         alone = run(made, [name], slice(row, row + 1))
         assert torch.allclose(mixed[row, -alone.shape[1] :], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["vit", "clip-vision", "siglip-vision", "dinov2"])
+def test_images_with_prompts_are_run_without_a_mask_of_their_channels(family: str) -> None:
+    made, inputs = AdapterModel(zoo.model(family)), zoo.inputs(family)
+    made.add_adapter("s", PROMPTS["s"])
+    made.add_adapter("t", "prompt_tuning[prompt_length=3]")
+    shaken(made.parts, seed=2)
+    prompt = made.parts.modules_of("adapters", "s")["prompt"].embedding
+    kept = made.backbone.trunk.embeddings.register_forward_hook(
+        lambda _, args, e: torch.cat((prompt.expand(2, -1, -1), e), dim=1)
+    )
+    with torch.no_grad():
+        expected = last(made(**inputs, adapters=None))
+        kept.remove()
+        found = last(made.eval()(**inputs, adapters=["s", "s"]))
+        assert torch.allclose(found, expected, atol=1e-5)
+        with pytest.raises(CompositionError, match="rows with prompts of 0, 2 tokens cannot share a batch of images"):
+            made(**inputs, adapters=["s", None])
+        with pytest.raises(CompositionError, match="rows with prompts of 2, 3 tokens"):
+            made(**inputs, adapters=["s", "t"])
 
 
 def test_prompts_of_a_stack_stand_in_order() -> None:

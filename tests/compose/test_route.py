@@ -15,8 +15,9 @@ from graftwork.compose.route import route
 from graftwork.compose.tree import Average, BatchSplit, Composition, Fuse, Parallel, Split, Stack, fusions, has, leaves
 from graftwork.core.site import NO_DELTA, Delta, Reading
 from graftwork.errors import CompositionError
-from tests import tiny
-from tests.rig import ZOO, Rig, relative
+from graftwork.model import AdapterModel
+from tests import tiny, zoo
+from tests.rig import ZOO, Rig, randomise, relative
 from tests.trees import compositions, rows
 
 NAMES = tuple(ZOO)
@@ -293,3 +294,20 @@ def test_how_the_counts_of_a_real_batch_come_out() -> None:
     with pytest.raises(CompositionError, match="Split covers 9 tokens, but the sequence at this site has 7"):
         rig.run(Split("seq", "par", splits=[4, 5]), inputs)
     assert rig.backbone.runtime.route is None
+
+
+def test_what_a_model_computes_for_all_rows_at_once_cannot_differ_by_row() -> None:
+    model = AdapterModel(zoo.model("deberta-v3"))
+    model.add_adapter("a", "lora[r=2,attn_matrices=['q','k']]")
+    randomise(model.parts.parameters())
+    inputs = zoo.inputs("deberta-v3")
+    with torch.no_grad():
+        found = model.eval()(**inputs, adapters="a")[0]
+        with pytest.raises(CompositionError, match="rows of one batch cannot have different adapters: call once for"):
+            model(**inputs, adapters=["a", None])
+        other = zoo.model("deberta-v3")
+        for name, module in model.parts.modules_of("adapters", "a").items():
+            place, _, part = name.partition("/attn.")
+            linear = other.get_submodule(f"encoder.layer.{place.removeprefix('layer.')}.attention.self.{part}_proj")
+            linear.weight += module.weight_change()  # type: ignore[operator]
+        torch.testing.assert_close(found, other(**inputs)[0], atol=1e-5, rtol=1e-5)

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from graftwork.core.activations import activation
 from graftwork.core.adapter import Adapter, Invertible
+from graftwork.core.backbone import Backbone
 from graftwork.core.bottleneck import BottleneckConfig
 from graftwork.core.invertible import Glow, Nice
 from graftwork.core.kinds import read_config
 from graftwork.core.site import NO_DELTA, Delta, Reading, Site
 from graftwork.errors import AdapterError
+from tests import zoo
 from tests.rig import randomise
 
 KINDS = {"nice": Nice, "glow": Glow}
@@ -175,3 +177,11 @@ def test_choices_without_a_meaning_are_refused() -> None:
     ):
         with pytest.raises(AdapterError, match=message):
             BottleneckConfig(**choices)  # type: ignore[arg-type]
+
+
+def test_a_model_without_embeddings_refuses_an_invertible_adapter() -> None:
+    backbone = Backbone(zoo.model("vit"))
+    with pytest.raises(AdapterError, match="inv_adapter 'nice': the model has no embeddings that it could map"):
+        read_config("seq_bn_inv").share(backbone.sites)
+    with pytest.raises(AdapterError, match=r"or stacks \['decoder'\] leave them out"):
+        read_config("seq_bn_glow[stacks=['decoder']]").share(Backbone(zoo.model("t5")).sites)

@@ -75,6 +75,10 @@ class Lonely:
     place: str
     leave_out: tuple[int, ...] = ()
     kind = "lonely"
+    where = "one kind of site"
+
+    def adapts(self, site: Site) -> bool:
+        return site.place == self.place
 
     def share(self, sites: Sequence[Site]) -> nn.Module | None:
         return nn.Linear(len(sites), 1)
@@ -115,10 +119,21 @@ def test_two_invertible_maps_are_refused_and_one_keeps_its_inverse() -> None:
 
 
 def test_what_members_share_is_by_their_index() -> None:
-    shared = UnionConfig(members=(LoRAConfig(), Lonely("kv"), Lonely("prompt"))).share([site(), site()])
+    shared = UnionConfig(members=(LoRAConfig(), Lonely("kv"), Lonely("prompt"))).share(
+        [site(), site("attn.kv"), site("prompt")]
+    )
     assert shared is not None
     assert [name for name, _ in shared.named_parameters()] == ["1.weight", "1.bias", "2.weight", "2.bias"]
-    assert ConfigUnion("lora", "seq_bn").share([site()]) is None
+    assert ConfigUnion("lora", "seq_bn").share([site(), site("ffn")]) is None
+
+
+def test_a_member_without_a_place_is_refused() -> None:
+    with pytest.raises(AdapterError) as raised:
+        ConfigUnion("seq_bn", "prefix_tuning").share([site("attn"), site("ffn")])
+    assert str(raised.value) == (
+        "union adapter: member 1 (prefix_tuning) has no place on this model: it goes to keys and values of an attention "
+        "(attn.kv, cross.kv), and the model has attn, ffn; leave it out of the union"
+    )
 
 
 def test_a_layer_is_left_out_where_every_member_leaves_it_out() -> None:

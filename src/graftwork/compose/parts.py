@@ -78,8 +78,9 @@ class Parts(nn.Module):
         if not modules:
             kinds = ", ".join(dict.fromkeys(site.kind for site in backbone.sites))
             raise AdapterError(
-                f"adapter {name!r} would have no module at all: the model has sites of kind {kinds} in "
-                f"{backbone.layers} layers, and the configuration leaves out {list(config.leave_out)}"
+                f"adapter {name!r} would have no module at all: {config.kind} goes to {config.where}, the model has "
+                f"sites of kind {kinds} in {backbone.layers} layers, and the configuration leaves out "
+                f"{list(config.leave_out)}"
             )
         if shared is not None:
             _placed(shared, backbone, next(iter(modules)))

@@ -16,7 +16,7 @@ from torch import Tensor
 from graftwork.compose.answer import head_of
 from graftwork.compose.fold import Folded, fold
 from graftwork.compose.grammar import as_composition
-from graftwork.compose.inputs import ROWS
+from graftwork.compose.inputs import ROWS, SENSED
 from graftwork.compose.legacy import marked, program
 from graftwork.compose.lower import lanes_of, lanes_of_rows
 from graftwork.compose.parts import Parts
@@ -67,15 +67,20 @@ class Plan:
     def lengthen(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inputs with a mask for rows that prompts make longer.
 
-        Raises AdapterError for positions given by hand.
+        How many tokens an image makes is not known here: no mask is made for it, and its rows must have equally long
+        prompts. Raises AdapterError for positions given by hand, CompositionError for images with unequal prompts.
         """
         if self.route is None or not self.prompted:
             return inputs
         if "position_ids" in inputs:
             raise AdapterError("position_ids were given for rows that a prompt makes longer; leave them out")
-        given = inputs[next(key for key in ROWS if key in inputs)]
-        rows, tokens = given.shape[:2]
+        lead = next(key for key in ROWS if key in inputs)
         mask = inputs.get("attention_mask")
+        if mask is None and lead in SENSED:
+            self.route.check_even()
+            return inputs
+        given = inputs[lead]
+        rows, tokens = given.shape[:2]
         mask = torch.ones(rows, tokens, dtype=torch.long, device=given.device) if mask is None else mask
         return inputs | {"attention_mask": self.route.lengthened(mask, fill=1, pad=0)}
 

@@ -7,7 +7,7 @@ Sites see groups only.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from graftwork.compose.lengthen import Prompts, merge_positions, merge_rows
 from graftwork.compose.lower import Lane, runs_of
 from graftwork.compose.reference import Node, undo
 from graftwork.compose.tree import Composition
+from graftwork.core.adapter import Prompt
 from graftwork.core.site import NO_DELTA, Delta, Positions, Reading, Tokens, narrow
 from graftwork.errors import CompositionError
 
@@ -105,6 +106,16 @@ class BatchRoute:
         longer = self._longer(self.prompt, row, lambda node, own: node.lengthened(own, fill), pad)
         return row if longer is None else longer
 
+    def check_even(self) -> None:
+        """Raise CompositionError where rows have prompts of different lengths, or only some have one."""
+        nodes = [None if self.prompt is None else group.program[self.prompt] for group in self.groups]
+        lengths = sorted({0 if node is None else cast(Prompt | Prompts, node).length for node in nodes})
+        if len(lengths) > 1:
+            raise CompositionError(
+                f"rows with prompts of {', '.join(map(str, lengths))} tokens cannot share a batch of images: the model "
+                "takes no mask that would hide what fills up the shorter ones; call once for each length"
+            )
+
     def inverse(self, site: int, hidden: Tensor) -> Tensor | None:
         """What undoes the change at an embed site, on (B, T, D) before the vocabulary, or None."""
         undone: Tensor | None = None
@@ -164,7 +175,11 @@ class BatchRoute:
     def _copies(self, rows: int) -> int:
         copies, left = divmod(rows, self.batch)
         if left or not copies:
-            raise CompositionError(f"the route is for {self.batch} rows, but the model runs {rows}")
+            raise CompositionError(
+                f"the route is for {self.batch} rows, but the model runs {rows} here; where a model computes something "
+                "once for all rows (DeBERTa with share_att_key its relative positions, by the linears of query and "
+                "key), rows of one batch cannot have different adapters: call once for each"
+            )
         return copies
 
 

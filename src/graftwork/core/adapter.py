@@ -42,10 +42,15 @@ class MethodConfig(Protocol):
     """
 
     kind: ClassVar[str]
+    where: ClassVar[str]  # the places it can go to, for people
 
     @property
     def leave_out(self) -> tuple[int, ...]:
         """Layers (depths) without an adapter."""
+        ...
+
+    def adapts(self, site: Site) -> bool:
+        """Whether this configuration means a site."""
         ...
 
     def share(self, sites: Sequence[Site]) -> nn.Module | None:

@@ -45,7 +45,12 @@ class BottleneckConfig(BottleneckOptions):
 
     def share(self, sites: Sequence[Site]) -> nn.Module | None:
         """The parameters that all hypercomplex layers have in common. Raises AdapterError where sites differ in size
-        and their matrices were to be shared."""
+        and their matrices were to be shared, and where an invertible adapter has no embeddings to go to."""
+        if self.inv_adapter is not None and not any(self.adapts(site) for site in sites if site.place == "embed"):
+            raise AdapterError(
+                f"inv_adapter {self.inv_adapter!r}: the model has no embeddings that it could map (or stacks "
+                f"{list(self.stacks)} leave them out); set inv_adapter=None for the bottlenecks alone"
+            )
         wanted = [site for site in sites if self.wants(site) and goes_to(self, site)]
         if not wanted or not self.phm_layer or not (self.shared_phm_rule or self.shared_W_phm):
             return None

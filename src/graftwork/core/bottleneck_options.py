@@ -12,6 +12,7 @@ from graftwork.core.distributions import INITS
 from graftwork.core.options import (
     at_layer,
     fits_layers,
+    goes_to,
     is_count,
     is_number,
     is_share,
@@ -91,6 +92,7 @@ class BottleneckOptions:
     phm_bias: bool = True
 
     kind: ClassVar[str] = "bottleneck"
+    where: ClassVar[str] = "sub-layers (attn, ffn, cross), linears and their inputs, and the embeddings (embed)"
 
     def __post_init__(self) -> None:
         settle_places(self)
@@ -104,6 +106,12 @@ class BottleneckOptions:
         """Whether there is to be a bottleneck at a sub-layer, linear or input site, leave_out and stacks aside."""
         flag = _LOCATION.get(site.kind)
         return site.kind in self.linears if flag is None else bool(getattr(self, flag))
+
+    def adapts(self, site: Site) -> bool:
+        """Whether this configuration means a site; a norm at the embeddings is trained only where there is one."""
+        if site.place == "embed":
+            return goes_to(self, site) and (self.train_norms or self.inv_adapter is not None)
+        return goes_to(self, site) and self.wants(site)
 
     def width(self, site: Site) -> int:
         """M = floor(D / reduction factor), at least 1. Raises AdapterError where a mapping leaves the layer out."""

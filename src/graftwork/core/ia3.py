@@ -40,6 +40,7 @@ class IA3Config(LinearConfig):
     init_weights: str = "ia3"
 
     kind: ClassVar[str] = "ia3"
+    where: ClassVar[str] = "frozen linears (attn.key, ffn.up …), or the input of the last one (ffn.down.input)"
 
     def problems(self) -> list[str]:
         """What is wrong with the fields of the method itself."""
@@ -49,14 +50,18 @@ class IA3Config(LinearConfig):
         )
         return switch_problems(self, ("inner_ffn",)) + [problem for fine, problem in checks if not fine]
 
+    def adapts(self, site: Site) -> bool:
+        """Whether this configuration means a site: a linear's output, or what the last linear of a block reads."""
+        inner = self.inner_ffn and site.kind == "ffn.down.input" and goes_to(self, site)
+        return inner or super().adapts(site)
+
     def share(self, sites: Sequence[Site]) -> nn.Module | None:
         """Nothing: every site has weights of its own."""
         return None
 
     def build(self, site: Site, ground: Ground = NO_GROUND) -> "IA3 | None":
         """The module for a site, freshly initialised in float32, or None where this configuration has none."""
-        inner = self.inner_ffn and site.kind == "ffn.down.input" and goes_to(self, site)
-        return IA3(self, site) if inner or self.adapts(site) else None
+        return IA3(self, site) if self.adapts(site) else None
 
 
 class IA3(LinearAdapter):

@@ -62,6 +62,7 @@ class LinearConfig(ABC):
     stacks: tuple[str, ...] = ()
 
     kind: ClassVar[str]
+    where: ClassVar[str] = "frozen linears (attn.query, cross.out, ffn.up …)"
 
     def __post_init__(self) -> None:
         settle_places(self)

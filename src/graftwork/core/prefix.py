@@ -57,6 +57,7 @@ class PrefixTuningConfig:
     stacks: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "prefix_tuning"
+    where: ClassVar[str] = "keys and values of an attention (attn.kv, cross.kv)"
 
     def __post_init__(self) -> None:
         settle_places(self)

@@ -46,6 +46,7 @@ class PromptTuningConfig:
     stacks: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "prompt_tuning"
+    where: ClassVar[str] = "embeddings that may get longer (prompt)"
 
     def __post_init__(self) -> None:
         settle_places(self)
@@ -63,13 +64,17 @@ class PromptTuningConfig:
         if problems:
             raise AdapterError("prompt_tuning adapter: " + "; ".join(problems))
 
+    def adapts(self, site: Site) -> bool:
+        """Whether this configuration means a site, which must be embeddings that may get longer."""
+        return site.place == "prompt" and goes_to(self, site)
+
     def share(self, sites: Sequence[Site]) -> nn.Module | None:
         """Nothing: there is one site."""
         return None
 
     def build(self, site: Site, ground: Ground = NO_GROUND) -> "Prompt | None":
         """The prompt for a site, freshly initialised in float32, or None where this configuration has none."""
-        return Prompt(self, site) if site.place == "prompt" and goes_to(self, site) else None
+        return Prompt(self, site) if self.adapts(site) else None
 
 
 class Prompt(nn.Module):

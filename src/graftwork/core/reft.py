@@ -61,6 +61,7 @@ class ReftConfig:
     stacks: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "reft"
+    where: ClassVar[str] = "the output of a layer (ffn)"
 
     def __post_init__(self) -> None:
         settle_places(self)
@@ -82,6 +83,11 @@ class ReftConfig:
         if problems:
             raise AdapterError("reft adapter: " + "; ".join(problems))
 
+    def adapts(self, site: Site) -> bool:
+        """Whether this configuration means a site, which must be the end of a layer."""
+        wanted = self.layers == "all" or site.depth in self.layers
+        return site.kind == "ffn" and wanted and goes_to(self, site)
+
     def share(self, sites: Sequence[Site]) -> nn.Module | None:
         """Nothing: every layer has weights of its own."""
         return None
@@ -91,8 +97,7 @@ class ReftConfig:
 
         Raises AdapterError for a rank above the width of the stream.
         """
-        wanted = self.layers == "all" or site.depth in self.layers
-        if site.kind != "ffn" or not wanted or not goes_to(self, site):
+        if not self.adapts(site):
             return None
         if self.r > site.width:
             raise AdapterError(f"reft adapter: r {self.r} is more than the {site.width} directions of {site.name}")

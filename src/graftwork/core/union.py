@@ -36,6 +36,7 @@ class UnionConfig:
     members: tuple[MethodConfig, ...]
 
     kind: ClassVar[str] = "union"
+    where: ClassVar[str] = "where its members go"
 
     def __post_init__(self) -> None:
         settle_places(self)
@@ -51,8 +52,19 @@ class UnionConfig:
         common = set.intersection(*(set(member.leave_out) for member in self.members))
         return tuple(sorted(common))
 
+    def adapts(self, site: Site) -> bool:
+        """Whether any member means a site."""
+        return any(member.adapts(site) for member in self.members)
+
     def share(self, sites: Sequence[Site]) -> nn.Module | None:
-        """What each member shares over its sites, by its index."""
+        """What each member shares over its sites, by its index. Raises AdapterError for a member without a place."""
+        for index, member in enumerate(self.members):
+            if not any(member.adapts(site) for site in sites):
+                kinds = ", ".join(dict.fromkeys(site.kind for site in sites))
+                raise AdapterError(
+                    f"union adapter: member {index} ({member.kind}) has no place on this model: it goes to "
+                    f"{member.where}, and the model has {kinds}; leave it out of the union"
+                )
         made = {str(index): member.share(sites) for index, member in enumerate(self.members)}
         own = {index: module for index, module in made.items() if module is not None}
         return nn.ModuleDict(own) if own else None
