@@ -131,8 +131,8 @@ def test_a_member_without_a_place_is_refused() -> None:
     with pytest.raises(AdapterError) as raised:
         ConfigUnion("seq_bn", "prefix_tuning").share([site("attn"), site("ffn")])
     assert str(raised.value) == (
-        "union adapter: member 1 (prefix_tuning) has no place on this model: it goes to keys and values of an attention "
-        "(attn.kv, cross.kv), and the model has attn, ffn; leave it out of the union"
+        "union adapter: member 1 (prefix_tuning) has no place on this model: it goes to keys and values of an "
+        "attention (attn.kv, cross.kv), and the model has attn, ffn; leave it out of the union"
     )
 
 
