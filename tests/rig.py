@@ -24,6 +24,22 @@ ZOO = {
     "carry": "seq_bn[mh_adapter=True,residual_before_ln=False,ln_before=True]",
 }
 
+# every method that has a delta, at sub-layers, linears, their inputs and embeddings, some of them absent from layers
+METHODS = {
+    "seq": "seq_bn[reduction_factor=4]",
+    "partly": "par_bn[reduction_factor=8,leave_out=[0]]",
+    "compacter": "compacter[phm_dim=2,reduction_factor=8]",
+    "lora": "lora[r=2,attn_matrices=['q','v','o'],intermediate_lora=True]",
+    "dora": "dora[r=2,leave_out=[1]]",
+    "vera": "vera[r=4]",
+    "ia3": "ia3",
+    "reft": "loreft[prefix_positions=2,suffix_positions=1]",
+    "inv": "seq_bn_inv[reduction_factor=4]",
+    "both": "lora[r=2]|par_bn[reduction_factor=8]",
+    "unipelt": "unipelt[0.bottleneck_size=8,0.prefix_length=3]",
+    "prefix": "prefix_tuning_flat[prefix_length=2]",
+}
+
 
 class Rig:
     """Backbone, parts and planner of one family; every parameter is random and large enough to matter."""

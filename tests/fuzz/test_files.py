@@ -122,6 +122,7 @@ def test_the_sound_folders_load(kind: str) -> None:
     assert found[0].tensors
 
 
+@pytest.mark.timeout(3600)
 @settings(max_examples=CASES)
 @given(st.data())
 def test_a_damaged_folder_is_refused_or_loads_whole(data: st.DataObject) -> None:
@@ -132,6 +133,7 @@ def test_a_damaged_folder_is_refused_or_loads_whole(data: st.DataObject) -> None
         assert found[0].digest == ours().digest
 
 
+@pytest.mark.timeout(3600)
 @settings(max_examples=max(CASES // 4, 50))
 @given(st.data())
 def test_a_dishonest_package_with_a_true_digest_is_refused_or_loads_whole(data: st.DataObject) -> None:
