@@ -81,6 +81,42 @@ def no_canary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CANARY, raising=False)
 
 
+HUGE = [
+    ("bottleneck_size", 10**9),
+    ("bottleneck_size", 10**30),
+    ("reduction_factor", 1e-7),
+    ("reduction_factor", 1e-300),
+]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *({key: value} for key, value in HUGE),
+        {"reduction_factor": {"0": 1e-9, "default": 4}},
+        {"phm_layer": True, "phm_dim": 10**9},
+        {"kind": "lora", "r": 10**9},
+        {"kind": "vera", "r": 10**9},
+        {"kind": "prefix_tuning", "prefix_length": 10**9},
+        {"kind": "prompt_tuning", "prompt_length": 10**9},
+        {"kind": "union", "members": [{"kind": "lora", "r": 10**9}, {"kind": "ia3"}]},
+        {"inv_adapter": "nice", "inv_adapter_reduction_factor": 1e-9},
+    ],
+)
+def test_nothing_is_allocated_on_the_word_of_a_file(method: dict[str, Any]) -> None:
+    package = ours()
+    plain = {} if "kind" in method else dict(package.manifest.method or {})
+    manifest = package.manifest.model_copy(update={"method": plain | method})
+    with pytest.raises(GraftworkError, match=r"more than any tensor has|would make layers wider"):
+        model().install(Package(manifest, package.tensors), "huge")
+    head = package.manifest.head
+    assert head is not None
+    for change in ({"num_outputs": 10**9, "labels": ()}, {"layers": 10**6}):
+        manifest = package.manifest.model_copy(update={"head": head.model_copy(update=change)})
+        with pytest.raises(GraftworkError, match=r"more than any tensor has|a head of 1000000 layers"):
+            model().install(Package(manifest, package.tensors), "huge")
+
+
 def loads(folder: Path, kind: str) -> list[Package] | None:
     """What a folder loads as, or None where it is refused as it should be."""
     start, before = time.monotonic(), snapshot(model())
