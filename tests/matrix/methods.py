@@ -40,9 +40,6 @@ METHODS = tuple(NAMED)
 _NORMS = {"bert", "bert-decoder", "roberta", "xlm-roberta", "electra", "bert-generation", "distilbert", "albert"}
 _NORMS |= {"albert-groups", "deberta-v2", "deberta-v3", "bart", "plbart", "encoder-decoder", "opt-post"}
 _NORMS |= {"wav2vec2", "hubert"}
-# attentions that do not go through transformers' attention interface
-_OWN_ATTENTION = {"deberta", "deberta-v2", "deberta-v3", "gptj", "bloom"}
-_OWN_ATTENTION |= {name for name in FAMILIES if name.startswith("falcon")}
 # models that count the tokens or patches they were given, before or after their embeddings
 _COUNTED = {"modernbert", "gpt2", "gpt2-cross", "deberta", "deberta-v2", "deberta-v3", "m2m_100", "whisper", "beit"}
 _COUNTED |= {"clip", "clip-text", "siglip", "wav2vec2", "wav2vec2-stable", "hubert", "llava", "paligemma", "gemma3"}
@@ -53,7 +50,6 @@ _EXPERTS = {"mixtral"}  # their feed-forward layers are not linears of a layer
 # methods -> families they are refused on, and a part of the reason
 REFUSED: dict[tuple[str, ...], tuple[set[str], str]] = {
     ("adapter_bert",): (set(FAMILIES) - _NORMS, "only a LayerNorm with weight and bias that follows the add"),
-    ("prefix_tuning", "prefix_tuning_flat", "mam", "unipelt"): (_OWN_ATTENTION, "keys and values of an attention"),
     ("prompt_tuning",): (_COUNTED, "embeddings that may get longer"),
     ("seq_bn_inv", "double_seq_bn_inv", "seq_bn_glow", "double_seq_bn_glow"): (_PATCHES, "has no embeddings"),
     ("llm_series", "llm_series_down", "llm_parallel"): (_EXPERTS, "attn.out, attn.kv, embed"),
