@@ -191,13 +191,6 @@ def test_whispers_embeddings_are_where_adapterhub_has_them() -> None:
 
 
 WITHOUT_PROMPTS = {
-    "modernbert",
-    "deberta",
-    "deberta-v2",
-    "deberta-v3",
-    "gpt2",
-    "gpt2-cross",
-    "m2m_100",
     "whisper",
     "beit",
 }
@@ -208,7 +201,6 @@ WITHOUT_PROMPTS |= {
     "clip-text",
     "clip",
     "siglip",
-    "llava",
     "paligemma",
     "gemma3",
 }
@@ -219,6 +211,9 @@ class Longer(Probe):
 
     def prompted(self, site: int, embeddings: torch.Tensor) -> torch.Tensor | None:
         return torch.cat([embeddings[:, :2] * 0, embeddings], dim=1)
+
+    def lengthened(self, row: torch.Tensor, fill: int, pad: int) -> torch.Tensor:
+        return torch.nn.functional.pad(row, (2, 0), value=fill)
 
 
 @pytest.mark.parametrize("family", zoo.MAKERS)
@@ -234,9 +229,11 @@ def test_embeddings_get_longer_where_a_row_says_they_may(family: str) -> None:
     def note(module: Any, args: Any, output: Any) -> None:
         lengths.append((output if isinstance(output, torch.Tensor) else output[0]).shape[1])
 
-    first = next(one.site for one in backbone.located if one.row is not None)
+    first = next(one.site for one in backbone.located if one.row is not None and one.site.stack == places[0].stack)
     backbone.layer_of(first).register_forward_hook(note)
     run(backbone, inputs)
+    if "input_ids" in inputs:  # a mask is for the rows as they become
+        inputs |= {"attention_mask": torch.ones(2, inputs["input_ids"].shape[1] + 2, dtype=torch.long)}
     run(backbone, inputs, Longer({}))
     half = len(lengths) // 2
     assert lengths[half:] == [length + 2 for length in lengths[:half]]

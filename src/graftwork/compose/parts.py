@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from graftwork.compose.grammar import parse
+from graftwork.compose.needs import check_needs
 from graftwork.compose.tree import Composition, Fuse, fusions, leaves, show
 from graftwork.core.adapter import Adapter, MethodConfig
 from graftwork.core.backbone import Backbone
@@ -69,6 +70,7 @@ class Parts(nn.Module):
     def add_adapter(self, name: str, config: MethodConfig, backbone: Backbone, semantics: str = OUR_SEMANTICS) -> None:
         """Build an adapter at every site that its configuration wants. Raises AdapterError when there is none."""
         self.need_unmerged(f"adapter {name!r} cannot be added")
+        check_needs(name, config, backbone)
         modules: dict[Site, nn.Module] = {}
         shared = config.share(backbone.sites)
         for site in backbone.sites:

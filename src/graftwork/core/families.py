@@ -73,5 +73,6 @@ def _moved(stack: LayerStack, tower: Tower, path: str) -> LayerStack:
         layers=f"{path}.{stack.layers}",
         embed=None if embed is None else f"{path}.{embed}",
         prompt=None if prompt is None else f"{path}.{prompt}",
-        prompts=stack.prompts and tower.prompts,
+        lengthens="entry" if tower.enters else stack.lengthens,
+        unprompted=tower.unprompted or stack.unprompted,
     )

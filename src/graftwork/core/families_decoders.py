@@ -93,7 +93,8 @@ _GPT2 = LayerStack(
     ),
     attentions=(Attention("attn", "attn"), Attention("cross", "crossattention", optional=True)),
     embed="drop",
-    prompts=False,
+    prompt="wte",
+    lengthens="entry",
 )
 
 _GPTJ = LayerStack(

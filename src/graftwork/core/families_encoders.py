@@ -74,7 +74,7 @@ _MODERNBERT = LayerStack(
     linears=(*merged("attn.Wqkv", "blocks", "attn.Wo"), *feed_forward("mlp.Wi", "mlp.Wo")),
     attentions=(Attention("attn", "attn"),),
     embed="embeddings",
-    prompts=False,
+    lengthens="counted",
 )
 
 _DEBERTA = LayerStack(
@@ -84,7 +84,7 @@ _DEBERTA = LayerStack(
     linears=(*merged("attention.self.in_proj", "heads", "attention.output.dense"), *_BERT_FEED_FORWARD),
     attentions=(Attention("attn", "attention.self", way="relative"),),
     embed="embeddings",
-    prompts=False,
+    lengthens="masked",
 )
 
 _DEBERTA_V2 = LayerStack(
@@ -98,7 +98,7 @@ _DEBERTA_V2 = LayerStack(
     ),
     attentions=(Attention("attn", "attention.self", way="relative"),),
     embed="embeddings",
-    prompts=False,
+    lengthens="masked",
 )
 
 

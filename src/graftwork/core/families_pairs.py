@@ -57,7 +57,8 @@ def _bart(sites: tuple[Sublayer, ...], embed: str, prompt: str | None) -> tuple[
             attentions=(Attention("attn", "self_attn"),),
             embed=embed,
             prompt=prompt,
-            prompts=prompt is not None,
+            lengthens="entry",
+            unprompted="" if prompt else "its encoder takes sound of one length",
         ),
         LayerStack(
             "decoder",
@@ -76,7 +77,7 @@ PAIRS: tuple[Family, ...] = (
     Family(("t5", "mt5"), (_t5("encoder", 1, cross=False), _t5("decoder", 2, cross=True)), causal=True),
     Family(("bart", "plbart"), _bart(_POST_LN, _NORMED, _TOKENS), causal=True),
     Family(("mbart",), _bart(_PRE_LN, _NORMED, _TOKENS), causal=True),
-    Family(("m2m_100",), _bart(_PRE_LN, _TOKENS, None), causal=True),
+    Family(("m2m_100",), _bart(_PRE_LN, _TOKENS, _TOKENS), causal=True),
     # AdapterHub puts Whisper's invertible adapters after the encoder's last norm: no module makes its embeddings
     Family(("whisper",), _bart(_PRE_LN, "encoder.layer_norm", None), causal=True),
     Family(

@@ -64,7 +64,7 @@ _CLIP_VISION = LayerStack(
     prompt="embeddings",
 )
 _SIGLIP_TEXT = replace(_CLIP_VISION, embed="embeddings", prompt=None)
-_CLIP_TEXT = replace(_SIGLIP_TEXT, prompts=False)  # it looks for the end of the text at the place it was given
+_CLIP_TEXT = replace(_SIGLIP_TEXT, unprompted="it looks for the end of a text at the place where it was given")
 
 
 def _wav2vec2(attn: Sublayer, ffn: Sublayer) -> tuple[LayerStack, ...]:
@@ -79,15 +79,21 @@ def _wav2vec2(attn: Sublayer, ffn: Sublayer) -> tuple[LayerStack, ...]:
             ),
             attentions=(Attention("attn", "attention"),),
             embed="encoder.dropout",
-            prompts=False,
+            unprompted="what it hears is convolved over time once more before the layers",
         ),
     )
 
 
-_TEXT = Tower("text", "text_config", "text_model", absent=True, prompts=False)
-_VISION = Tower("vision", "vision_config", "vision_model", absent=True, prompts=False)
-_SEEN = Tower("vision", "vision_config", "vision_tower", prompts=False)
-_READ = Tower("text", "text_config", "language_model", prompts=False)  # images go to places counted beforehand
+_TWO = "it has two towers, whose rows would not get longer together"
+_TEXT = Tower("text", "text_config", "text_model", absent=True, unprompted=_TWO)
+_VISION = Tower("vision", "vision_config", "vision_model", absent=True, unprompted=_TWO)
+_SEEN = Tower(
+    "vision", "vision_config", "vision_tower", unprompted="its patches go to places that are counted beforehand"
+)
+_READ = Tower("text", "text_config", "language_model", enters=True)
+_MASKED = replace(
+    _READ, enters=False, unprompted="it makes the masks of its images and tokens before these reach the layers"
+)
 
 SENSES: tuple[Family, ...] = (
     Family(("vit",), (_VIT,)),
@@ -95,7 +101,7 @@ SENSES: tuple[Family, ...] = (
         ("beit",),
         (_BEIT,),
         variants=tuple(  # a bias for each pair of patches
-            Variant(((name, True),), (replace(_BEIT, prompts=False),))
+            Variant(((name, True),), (replace(_BEIT, unprompted="it has a bias for each pair of patches"),))
             for name in ("use_relative_position_bias", "use_shared_relative_position_bias")
         ),
     ),
@@ -120,5 +126,6 @@ SENSES: tuple[Family, ...] = (
             ),
         ),
     ),
-    Family(("llava", "gemma3", "paligemma"), causal=True, towers=(_SEEN, _READ)),
+    Family(("llava",), causal=True, towers=(_SEEN, _READ)),
+    Family(("gemma3", "paligemma"), causal=True, towers=(_SEEN, _MASKED)),
 )

@@ -82,7 +82,8 @@ class LayerStack:
 
     layers: the path of the list; `groups.*.layers` are the lists of all groups, one after another. embed: the module
     whose output are the embeddings that enter the first layer. prompt: the one whose output may get longer, where that
-    is another (before positions are added). prompts: whether it may: some models count the tokens they were given.
+    is another (before positions are added). lengthens: how that is done (`core/embedded.py`). unprompted: why it cannot
+    be done.
     """
 
     name: str
@@ -93,7 +94,8 @@ class LayerStack:
     attentions: tuple[Attention, ...] = ()
     embed: str | None = None
     prompt: str | None = None
-    prompts: bool = True
+    lengthens: str = "output"
+    unprompted: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Tower:
     """A model inside a model, of a family of its own: `config` names its configuration, `path` its module.
 
     Its one stack is called as the tower is. absent: some classes of the model come without it. embeds: whether anything
-    may attach to its embeddings. prompts: whether they may get longer.
+    may attach to its embeddings. enters: prompts are put in where it is given embeddings. unprompted: as in a stack.
     """
 
     name: str
@@ -117,7 +119,8 @@ class Tower:
     path: str
     absent: bool = False
     embeds: bool = True
-    prompts: bool = True
+    enters: bool = False
+    unprompted: str = ""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ _HEAD_WIDTHS = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_s
 class Located:
     """A site with its modules by role, and what its adapter sits on.
 
-    Roles: output, residual, norm, inner (sublayer); linear; attention; embed, and parent, which calls it. columns: of
-    the linear's output, None for all. row: what the family says of a sub-layer. way: how an attention is reached.
+    Roles: output, residual, norm, inner (sublayer); linear; attention; embed, parent, which calls it, and holder, which
+    has the layers. columns: of the linear's output, None for all. row: what the family says of a sub-layer. way: how an
+    attention is reached, or how embeddings get longer.
     """
 
     site: Site
@@ -91,9 +92,12 @@ def layers_of(trunk: nn.Module, stack: LayerStack) -> list[nn.Module]:
 
 def holders_of(trunk: nn.Module, family: Family) -> list[nn.Module]:
     """The trunk, and the module that holds the layers of each stack: what is called with a mask of its tokens."""
-    paths = (stack.layers.partition(".*")[0].rpartition(".")[0] for stack in family.stacks)
-    found = (child(trunk, path) for path in dict.fromkeys(["", *paths]))
+    found = (child(trunk, path) for path in dict.fromkeys(["", *map(_holder, family.stacks)]))
     return [module for module in found if module is not None]
+
+
+def _holder(stack: LayerStack) -> str:
+    return stack.layers.partition(".*")[0].rpartition(".")[0]
 
 
 def _children_at(module: nn.Module, path: str) -> list[nn.Module]:
@@ -162,7 +166,8 @@ def _inside(stack: LayerStack, number: int, layer: nn.Module, family: Family, de
 
 
 def _embeddings(trunk: nn.Module, stack: LayerStack) -> Iterator[Located]:
-    for kind, path in (("embed", stack.embed), ("prompt", stack.prompt or stack.embed if stack.prompts else None)):
+    prompt = None if stack.unprompted else stack.prompt or stack.embed
+    for kind, path in (("embed", stack.embed), ("prompt", prompt)):
         module = None if path is None else child(trunk, path)
         if module is None or path is None:
             continue
@@ -170,7 +175,8 @@ def _embeddings(trunk: nn.Module, stack: LayerStack) -> Iterator[Located]:
         width = _last_width(module, parent)
         if width is not None:
             site = Site(-1, stack.name, -1, -1, kind, width, width)
-            yield Located(site, {"embed": module, "parent": parent}, module if _weighted(module) else parent)
+            modules = {"embed": module, "parent": parent, "holder": trunk.get_submodule(_holder(stack))}
+            yield Located(site, modules, module if _weighted(module) else parent, way=stack.lengthens)
 
 
 def _last_width(module: nn.Module, parent: nn.Module) -> int | None:

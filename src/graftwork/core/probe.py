@@ -52,6 +52,10 @@ class Probe:
         """Nothing."""
         return None
 
+    def lengthened(self, row: Tensor, fill: int, pad: int) -> Tensor:
+        """The same."""
+        return row
+
     def inverse(self, site: int, hidden: Tensor) -> Tensor | None:
         """Nothing."""
         return None

@@ -171,6 +171,10 @@ class Route(Protocol):
         """Embeddings (B, T, D) with prompts among them, (B, P + T, D), or None where nothing attaches."""
         ...
 
+    def lengthened(self, row: Tensor, fill: int, pad: int) -> Tensor:
+        """Numbers (B, T) for rows with prompts, (B, P + T): `fill` where these are, `pad` in front of shorter rows."""
+        ...
+
     def inverse(self, site: int, hidden: Tensor) -> Tensor | None:
         """What undoes the change of an embed site, applied to (B, T, D) before the vocabulary, or None."""
         ...

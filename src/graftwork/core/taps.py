@@ -3,12 +3,11 @@
     linear   forward hook      y + Δ, on the columns that are meant
     input    forward pre-hook  x + Δ, before the linear reads it
     embed    forward hook      e + Δ
-    prompt   forward hook      tokens among e
     head     forward pre-hook  the inverse of what happened at the embed site, before the vocabulary projection
 
 They are placed when the first adapter that needs one is added, for an unused hook costs what a dispatch costs: compile
-a model after that. An embedding module may serve twice in one forward (T5's dropout), so its hook acts once a call
-of the module that holds it. Hooks are bound methods: `deepcopy` gives a copy hooks of its own.
+a model after that. Hooks are bound methods: `deepcopy` gives a copy hooks of its own. Those of prompts are in
+`core/embedded.py`, those of keys and values in `core/attention*.py`.
 """
 
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from graftwork.core.attention import KvTap
 from graftwork.core.attention_own import CacheTap, RelativeTap
+from graftwork.core.embedded import Embeddings, PromptTap, replaced
 from graftwork.core.hooks import Runtime
 from graftwork.core.locate import Located
 from graftwork.core.site import Reading
@@ -96,44 +96,11 @@ class InputTap:
         return (args[0] + delta.before.view_as(args[0]), *args[1:])
 
 
-class _Embeddings:
-    """The hooks at a module that makes embeddings: armed by a call of its parent, they act once."""
-
-    def __init__(self, located: Located, runtime: Runtime) -> None:
-        self.index = located.site.index
-        self.name = located.site.name
-        self.runtime = runtime
-        self.module, self.parent = located.modules["embed"], located.modules["parent"]
-        self.armed = False
-
-    def arm(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook on the parent."""
-        self.armed = True
-
-    def _taken(self, output: Any) -> Tensor | None:
-        """The embeddings where the hook shall act, else None."""
-        if self.runtime.route is None or not self.armed:
-            return None
-        self.armed = False
-        found = output if isinstance(output, Tensor) else output[0] if isinstance(output, tuple) else None
-        if not isinstance(found, Tensor):
-            raise BackboneError(
-                f"site {self.name}: a {type(self.module).__name__} gave no tensor; its family row must name the module "
-                "whose output are the embeddings"
-            )
-        return found
-
-    def place_with(self, hook: Callable[..., Any]) -> None:
-        """Register the hooks."""
-        self.parent.register_forward_pre_hook(self.arm)
-        self.module.register_forward_hook(hook)
-
-
 class EmbedTap:
     """Changes the embeddings (B, T, D)."""
 
     def __init__(self, located: Located, runtime: Runtime) -> None:
-        self.at = _Embeddings(located, runtime)
+        self.at = Embeddings(located, runtime)
 
     def place(self) -> None:
         """Register the hooks."""
@@ -141,7 +108,7 @@ class EmbedTap:
 
     def change(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Forward hook: e + Δ."""
-        found = self.at._taken(output)
+        found = self.at.taken(output)
         if found is None:
             return None
         runtime = self.at.runtime
@@ -149,27 +116,7 @@ class EmbedTap:
         delta = runtime.route.delta(self.at.index, Reading(found, found, None, mask=runtime.mask))
         if delta is None or delta.before is None:
             return None
-        return _replaced(output, found + delta.before)
-
-
-class PromptTap:
-    """Puts tokens among the embeddings: (B, T, D) -> (B, P + T, D)."""
-
-    def __init__(self, located: Located, runtime: Runtime) -> None:
-        self.at = _Embeddings(located, runtime)
-
-    def place(self) -> None:
-        """Register the hooks."""
-        self.at.place_with(self.change)
-
-    def change(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Forward hook: the longer embeddings."""
-        found = self.at._taken(output)
-        if found is None:
-            return None
-        assert self.at.runtime.route is not None
-        longer = self.at.runtime.route.prompted(self.at.index, found)
-        return None if longer is None else _replaced(output, longer)
+        return replaced(output, found + delta.before)
 
 
 _TAPS: dict[str, Callable[[Located, Runtime], Tap]] = {
@@ -214,10 +161,6 @@ class HeadTap:
 def _in_rows(tensor: Tensor, runtime: Runtime) -> Tensor:
     """(B, T, D), also where a block has joined rows and tokens: (B·T, D)."""
     return tensor if tensor.dim() != 2 else tensor.view(runtime.rows, -1, tensor.shape[-1])
-
-
-def _replaced(output: Any, first: Tensor) -> Any:
-    return first if isinstance(output, Tensor) else (first, *output[1:])
 
 
 def weight_of(module: nn.Module, columns: slice | Tensor | None = None) -> Tensor:
