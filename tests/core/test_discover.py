@@ -109,7 +109,9 @@ def test_discovery_and_the_table_agree(name: str) -> None:
         prefix = INSIDE.get(name, "")
         listed = {replace(linear, path=prefix + linear.path, optional=False) for linear in stack.linears}
         assert {one for one in own_stack.linears if one.kind not in WHOLE.get(name, ())} <= listed
-        asking = {replace(one, path=prefix + one.path, optional=False) for one in stack.attentions if one.way == "interface"}
+        asking = {
+            replace(one, path=prefix + one.path, optional=False) for one in stack.attentions if one.way == "interface"
+        }
         assert {*own_stack.attentions} == {one for one in asking if one.kind in {row.kind for row in own_stack.sites}}
 
 
