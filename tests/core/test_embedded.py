@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from graftwork.errors import AdapterError
+from graftwork.errors import AdapterError, CompositionError
 from graftwork.model import AdapterModel
 from tests import tiny, zoo
 from tests.rig import randomise
@@ -68,7 +68,7 @@ def test_an_encoders_prompt_is_longer_inputs_embeds(family: str) -> None:
     given |= {"attention_mask": longer_mask(inputs), "decoder_input_ids": inputs["decoder_input_ids"]}
     found = hidden(model, inputs, adapters="a", head="none")
     torch.testing.assert_close(found, hidden(model.base, given), rtol=1e-9, atol=1e-9)
-    with pytest.raises(AdapterError, match="rows of one batch need prompts of one length"):
+    with pytest.raises(CompositionError, match="rows of one batch need prompts of one length"):
         hidden(model, inputs, adapters=["a", None], head="none")
 
 

@@ -40,9 +40,9 @@ METHODS = tuple(NAMED)
 _NORMS = {"bert", "bert-decoder", "roberta", "xlm-roberta", "electra", "bert-generation", "distilbert", "albert"}
 _NORMS |= {"albert-groups", "deberta-v2", "deberta-v3", "bart", "plbart", "encoder-decoder", "opt-post"}
 _NORMS |= {"wav2vec2", "hubert"}
-# models that count the tokens or patches they were given, before or after their embeddings
-_COUNTED = {"modernbert", "gpt2", "gpt2-cross", "deberta", "deberta-v2", "deberta-v3", "m2m_100", "whisper", "beit"}
-_COUNTED |= {"clip", "clip-text", "siglip", "wav2vec2", "wav2vec2-stable", "hubert", "llava", "paligemma", "gemma3"}
+# models that count the tokens or patches they were given, behind their embeddings
+_COUNTED = {"whisper", "beit", "clip", "clip-text", "siglip", "wav2vec2", "wav2vec2-stable", "hubert"}
+_COUNTED |= {"paligemma", "gemma3"}
 # patches are not tokens: no vocabulary, no embeddings to be mapped and mapped back
 _PATCHES = {"vit", "beit", "dinov2", "dinov2-gated", "clip-vision", "siglip-vision"}
 _EXPERTS = {"mixtral"}  # their feed-forward layers are not linears of a layer

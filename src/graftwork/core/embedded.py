@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from graftwork.core.hooks import Runtime
 from graftwork.core.locate import Located
-from graftwork.errors import AdapterError, BackboneError
+from graftwork.errors import AdapterError, BackboneError, CompositionError
 
 
 class Embeddings:
@@ -116,7 +116,7 @@ class PromptTap:
         embeddings = self.at.module(given["input_ids"]) if embeddings is None else embeddings
         if bool(fillings.any()):
             if "position_ids" not in self.arguments:
-                raise AdapterError(
+                raise CompositionError(
                     f"a {type(module).__name__} counts positions from the front, so rows of one batch need prompts of "
                     "one length; ask for these rows apart"
                 )
