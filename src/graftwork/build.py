@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from graftwork.compose.tree import Composition, Fuse, Stack
 from graftwork.core.adapter import MethodConfig
-from graftwork.core.backbone import load_tokenizer
+from graftwork.core.backbone import load_image_processor, load_tokenizer
 from graftwork.core.heads import HeadConfig, read_head
 from graftwork.core.heads_facts import HeadFacts, facts_of
-from graftwork.core.heads_hub import causal_lm, masked_lm, sentence_embedding
+from graftwork.core.heads_hub import causal_lm, masked_lm, sentence_embedding, seq2seq_lm
 from graftwork.core.kinds import read_config, write_config
 from graftwork.errors import AdapterError, Conflict, RecipeError
 from graftwork.manifest import Manifest, Member
@@ -31,6 +32,7 @@ from graftwork.model import AdapterModel, AutoAdapterModel
 from graftwork.recipe import AdapterSection, ModelSection, Recipe
 from graftwork.registry.package import Package
 from graftwork.registry.store import Registry
+from graftwork.tasks.images import ImageEncoder
 from graftwork.tasks.kinds import task_class, task_from_spec
 from graftwork.tasks.task import Task
 from graftwork.tasks.text import TextEncoder
@@ -67,6 +69,16 @@ def open_encoder(
     return TextEncoder(tokenizer, min(max_length, tokenizer.model_max_length, longest or max_length), too_long)
 
 
+def open_images(name: str, max_length: int = 1) -> ImageEncoder:
+    """The image processor of a model. Raises BackboneError."""
+    return ImageEncoder(load_image_processor(name), max_length)
+
+
+def open_reader(name: str, model: AdapterModel) -> PreTrainedTokenizerBase | ImageEncoder:
+    """What a base reads with: its tokenizer, or its image processor where it reads images. Raises BackboneError."""
+    return open_images(name) if model.base.main_input_name == "pixel_values" else load_tokenizer(name)
+
+
 def positions(config: Any) -> int | None:
     """How many pieces a model has positions for; None where it says nothing.
 
@@ -100,6 +112,11 @@ def adapter_config(section: AdapterSection) -> MethodConfig:
 
 def add_task_head(model: AdapterModel, task: Task, name: str, pooling: str | None = None) -> None:
     """Add the head that a task wants, freshly initialised, with its labels. Raises AdapterError."""
+    if task.speaks and not model.config.is_encoder_decoder:
+        raise AdapterError(
+            f"task kind {task.kind} needs an encoder-decoder such as T5 or BART, and this base is a "
+            f"{type(model.base).__name__}; take one, or task kind causal_lm"
+        )
     if task.follows_base:
         facts = facts_of(model.backbone)
         model.add_head(name, _BY_BASE[task.head_kind](facts, pooling))
@@ -112,6 +129,7 @@ def add_task_head(model: AdapterModel, task: Task, name: str, pooling: str | Non
 _BY_BASE: dict[str, Callable[[HeadFacts, str | None], HeadConfig]] = {
     "masked_lm": lambda facts, _: masked_lm(facts).config,
     "causal_lm": lambda facts, _: causal_lm(facts).config,
+    "seq2seq_lm": lambda facts, _: seq2seq_lm(facts).config,
     "sentence_embedding": lambda facts, pooling: sentence_embedding(facts, pooling or "mean").config,
 }
 

@@ -11,48 +11,61 @@ from torch import Tensor
 from graftwork.errors import CompositionError
 from graftwork.model import AdapterModel
 from graftwork.model import Setup as Adapters
-from graftwork.tasks.task import Answer, Row, Task, refuse
-from graftwork.tasks.text import TextEncoder
+from graftwork.saying import said
+from graftwork.tasks.task import Answer, Encoder, Row, Task, refuse
 
 
 def evaluate(
     model: AdapterModel,
     task: Task,
-    encoder: TextEncoder,
+    encoder: Encoder,
     rows: Sequence[Row],
     *,
     adapters: Adapters,
     head: str,
     batch_size: int = 64,
+    new_tokens: int | None = None,
 ) -> tuple[dict[str, float], list[Answer]]:
-    """The scores of a composition on labelled rows, and its answers. Raises DataError with the problems of all rows."""
+    """The scores of a composition on labelled rows, and its answers. Raises DataError with the problems of all rows.
+
+    new_tokens: the most pieces of a text that the model says; None is as many as the encoder takes, 0 is no text.
+    """
     found = [(number, task.problems(row, with_labels=True)) for number, row in enumerate(rows, start=1)]
     problems = [f"row {number}: {problem}" for number, several in found for problem in several]
     refuse(problems if rows else ["there are no rows, so there is nothing to score"])
-    answers = answer(model, task, encoder, rows, adapters=adapters, head=head, batch_size=batch_size)
+    answers = answer(
+        model, task, encoder, rows, adapters=adapters, head=head, batch_size=batch_size, new_tokens=new_tokens
+    )
     return task.score(answers, rows), answers
 
 
 def answer(
     model: AdapterModel,
     task: Task,
-    encoder: TextEncoder,
+    encoder: Encoder,
     rows: Sequence[Row],
     *,
     adapters: Adapters,
     head: str,
     batch_size: int = 64,
+    new_tokens: int | None = None,
 ) -> list[Answer]:
     """One answer a row, in their order; labels are not looked at. Raises DataError, InputTooLong, AdapterError."""
     encoded = task.encode(rows, encoder)
     by_length = sorted(range(len(encoded)), key=lambda row: -encoded[row].length)  # the largest batch first
     answers: dict[int, Answer] = {}
+    limit = encoder.max_length if new_tokens is None else new_tokens
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
             for start in range(0, len(by_length), batch_size):
                 batch = by_length[start : start + batch_size]
+                if task.speaks:
+                    own = [encoded[row] for row in batch]
+                    found = said(model, task, encoder, own, adapters, head, [limit] * len(own))
+                    answers |= dict(zip(batch, found, strict=True))
+                    continue
                 inputs = encoder.pad([encoded[row] for row in batch])
                 logits = _logits(model, {key: value.to(model.device) for key, value in inputs.items()}, adapters, head)
                 answers |= {row: task.decode(logits[place], encoded[row]) for place, row in enumerate(batch)}
@@ -65,6 +78,6 @@ def _logits(model: AdapterModel, inputs: dict[str, Tensor], adapters: Adapters, 
     """(B, L), or (B, T, L) where the head answers per piece; float32 on the CPU."""
     (group,) = model(**inputs, adapters=adapters, head=head).groups
     logits: Tensor = group.text_logits
-    if len(logits) != len(inputs["input_ids"]):
+    if len(logits) != len(next(iter(inputs.values()))):
         raise CompositionError("Parallel answers every row once per branch; evaluate its branches one by one")
     return logits.float().cpu()

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from graftwork.build import open_model, without_bars
-from graftwork.core.backbone import Backbone, load_model, load_tokenizer
+from graftwork.build import open_model, open_reader, without_bars
+from graftwork.core.backbone import Backbone, load_model
 from graftwork.errors import DataError, UserError
 from graftwork.importing import facts_of, packages, read
 from graftwork.recipe import DataSection, ModelSection, Recipe, load, override
@@ -38,6 +38,10 @@ FIELDS = (
     "text_pair",
     "tokens",
     "choices",
+    "target",
+    "image",
+    "image_base64",
+    "max_new_tokens",
 )  # what a row may be asked with; everything else in a file is not sent
 
 
@@ -75,9 +79,10 @@ def open_engine(
 ) -> Engine:
     """One frozen base with every package of a registry at hand. Raises BackboneError, UserError."""
     section = ModelSection.model_validate({"name": model, "dtype": dtype})
+    opened = open_model(section)
     return Engine(
-        open_model(section),
-        load_tokenizer(model),
+        opened,
+        open_reader(model, opened),
         registry,
         adapter_cache_size=adapter_cache_size,
         too_long=too_long,
@@ -208,7 +213,18 @@ def _file(file: str) -> DataSection:
 
 def _asked(row: Mapping[str, Any], adapters: str | None, head: str | None) -> dict[str, Any]:
     fields = {key: row[key] for key in FIELDS if row.get(key) is not None}
+    if isinstance(fields.get("image"), str):  # an engine opens no files
+        fields["image"] = _bytes(fields["image"])
     return {**fields, "adapters": adapters, **({} if head is None else {"head": head})}
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"image {path!r} cannot be read: {error.strerror}; paths start at the file of the rows"
+        ) from None
 
 
 def _own(row: Mapping[str, Any]) -> dict[str, Any]:

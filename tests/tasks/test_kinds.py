@@ -24,7 +24,7 @@ def test_a_task_is_built_from_a_package() -> None:
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
-    message = 'there is no task kind "span"; the kinds are "causal_lm", "classification", "dependency_parsing", "mask'
+    message = 'there is no task kind "span"; the kinds are "causal_lm", "classification", "dependency_parsing", "imag'
     with pytest.raises(DataError, match=message):
         task_class("span")
     with pytest.raises(DataError, match=message):

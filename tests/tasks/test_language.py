@@ -28,7 +28,12 @@ def test_a_share_of_the_pieces_is_hidden_and_always_the_same() -> None:
     logits = torch.randn(len(plain) + 2, ENCODER.tokenizer.vocab_size, generator=torch.Generator().manual_seed(0))
     told = task.decode(logits, row)
     expected = sum(float(logits[place].log_softmax(-1)[plain[place]]) for place in hidden)
-    assert told == {"pieces": len(hidden), "right": 0, "log_likelihood": pytest.approx(expected)}
+    assert told == {
+        "pieces": len(hidden),
+        "right": 0,
+        "log_likelihood": pytest.approx(expected),
+        "perplexity": pytest.approx(math.exp(-expected / len(hidden))),
+    }
     logits[hidden, [plain[place] for place in hidden]] = 50
     assert task.decode(logits, row)["right"] == len(hidden)
 

@@ -1,17 +1,26 @@
 """Laws that every kind of task keeps; a new row in TASKS needs an example here and is then tested."""
 
 from dataclasses import FrozenInstanceError, replace
+from io import BytesIO
 from typing import Any
 
 import numpy
 import pytest
 import torch
+from PIL import Image
 
 from graftwork.errors import AdapterError, DataError, GraftworkError, InputTooLong
 from graftwork.tasks.kinds import TASKS
 from graftwork.tasks.task import SHOWN, Task
 from graftwork.tasks.text import TextEncoder
 from tests.tasks.vocabularies import NAMES, tokenizer
+
+
+def png(colour: str) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (8, 8), colour).save(file, "PNG")
+    return file.getvalue()
+
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "classification": [
@@ -51,6 +60,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "masked_lm": [{"text": "the quick brown fox ships a parcel"}],
     "causal_lm": [{"text": "the quick brown fox ships a parcel"}],
+    "seq2seq_lm": [
+        {"text": "the quick brown fox", "target": "a parcel to Pune"},
+        {"text": "a fox", "target": "thanks!"},
+    ],
+    "image_classification": [{"image": png("red"), "label": "red"}, {"image": png("blue"), "label": "blue"}],
     "similarity": [
         {"text": "a fox", "text_pair": "the fox"},
         {"text": "a parcel", "text_pair": "late deliveries"},
@@ -67,9 +81,12 @@ LABELS = {
     "dependency_parsing": ("part", "root"),
     "masked_lm": (),
     "causal_lm": (),
+    "seq2seq_lm": (),
+    "image_classification": ("blue", "red"),
     "similarity": (),
 }
 KINDS = sorted(TASKS)
+TEXTUAL = [kind for kind in KINDS if not TASKS[kind].reads_images]
 CLASSIC = ["classification", "pair", "regression", "tagging"]  # whose heads answer with one list of numbers a row
 
 
@@ -150,6 +167,8 @@ def test_a_task_comes_back_from_its_spec(kind: str) -> None:
         "dependency_parsing": ("dependency_parsing", 1, "none"),
         "masked_lm": ("masked_lm", 2, "none"),
         "causal_lm": ("causal_lm", 2, "none"),
+        "seq2seq_lm": ("seq2seq_lm", 1, "none"),
+        "image_classification": ("image_classification", 1, "last"),
         "similarity": ("sentence_embedding", 0, "last"),
     }[kind]
 
@@ -181,7 +200,7 @@ def test_a_lone_row_is_not_numbered(kind: str) -> None:
         task(kind).encode([{}], encoder())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TEXTUAL)
 def test_text_that_no_tokenizer_can_read_is_refused(kind: str) -> None:
     bad = unlabelled(ROWS[kind][0]) | ({"tokens": ["a", "\ud800"]} if "tokens" in ROWS[kind][0] else {"text": "\ud800"})
     with pytest.raises(

@@ -26,6 +26,7 @@ LABELS = {
     "question_answering": (),
     "dependency_parsing": ("O", "B-x"),
     "causal_lm": (),
+    "seq2seq_lm": (),
     "similarity": (),
 }
 
@@ -46,6 +47,7 @@ def row_of(kind: str, words: list[str]) -> dict[str, Any]:
             "tags": ["O" if len(word) % 2 else "B-x" for word in words],
         },
         "causal_lm": {"text": text},
+        "seq2seq_lm": {"text": text, "target": words[-1]},
         "similarity": {"text": text, "text_pair": words[-1]},
     }[kind]
 

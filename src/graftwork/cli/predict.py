@@ -51,7 +51,11 @@ def _rows(data: Path) -> list[dict[str, Any]]:
     if str(data) == "-":
         return list(_read(sys.stdin, "standard input"))
     try:
-        return list(_read(data.read_text("utf8").splitlines(), str(data)))
+        rows = list(_read(data.read_text("utf8").splitlines(), str(data)))
+        return [
+            row | {"image": str(data.parent / row["image"])} if isinstance(row.get("image"), str) else row
+            for row in rows
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{data}: cannot be read: {error}") from error
 

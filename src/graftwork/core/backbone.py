@@ -15,7 +15,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from graftwork.core.adapter import Ground
 from graftwork.core.discover import Discovery, discover
@@ -272,6 +279,11 @@ def load_skeleton(name: str | Path) -> PreTrainedModel:
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model by id or folder."""
     return _load(AutoTokenizer, name, {})
+
+
+def load_image_processor(name: str | Path) -> Any:
+    """The image processor of a model by id or folder, of those that need no torchvision."""
+    return _load(AutoImageProcessor, name, {"backend": "pil"})
 
 
 def _load(loader: Any, name: str | Path, options: dict[str, Any]) -> Any:

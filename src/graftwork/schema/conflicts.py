@@ -23,11 +23,21 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "dependency_parsing": ("tokens", "heads", "tags"),
     "masked_lm": ("text",),
     "causal_lm": ("text",),
+    "seq2seq_lm": ("text", "target"),
+    "image_classification": ("image", "label"),
     "similarity": ("text", "text_pair", "label"),  # label in all rows or in none
 }
 OPTIONAL = {"regression": "text_pair", "similarity": "label"}  # what all rows may lack
-WITHOUT_LABELS = ("regression", "question_answering", "masked_lm", "causal_lm", "similarity")
-POOLS = ("classification", "pair", "regression", "multilabel", "multiple_choice", "similarity")  # one answer a row
+WITHOUT_LABELS = ("regression", "question_answering", "masked_lm", "causal_lm", "seq2seq_lm", "similarity")
+POOLS = (
+    "classification",
+    "pair",
+    "regression",
+    "multilabel",
+    "multiple_choice",
+    "similarity",
+    "image_classification",
+)  # one answer a row
 _NOT_FLAGS = ("variant", "composition", "language_adapter", "task_adapter", "members")
 
 

@@ -5,7 +5,7 @@ yes, no, on and off count where a flag is expected, and a whole number counts as
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
@@ -80,9 +80,12 @@ Scaling = Annotated[_Whole | _Number | Literal["learned", "channel"], Allowed("a
 
 TaskKind = Literal[
     "classification", "pair", "regression", "tagging", "multilabel", "multiple_choice", "question_answering",
-    "dependency_parsing", "masked_lm", "causal_lm", "similarity",
+    "dependency_parsing", "masked_lm", "causal_lm", "seq2seq_lm", "similarity", "image_classification",
+]  # fmt: skip
+RowField = Literal[
+    "text", "text_pair", "label", "tokens", "tags", "labels", "choices", "answers", "heads", "target", "image",
 ]  # fmt: skip
 Columns = Annotated[
-    dict[Literal["text", "text_pair", "label", "tokens", "tags", "labels", "choices", "answers", "heads"], Text],
-    Allowed("a mapping from text, text_pair, label, tokens, tags, labels, choices, answers or heads to a column"),
+    dict[RowField, Text],
+    Allowed(f"a mapping from {', '.join(get_args(RowField)[:-1])} or {get_args(RowField)[-1]} to a column"),
 ]

@@ -45,6 +45,9 @@ ROW = {
         "text": {"type": "string"},
         "text_pair": {"type": "string", "description": "the second text of a pair"},
         "choices": {"type": "array", "items": {"type": "string"}, "description": "texts to choose from"},
+        "target": {"type": "string", "description": "a text to say, of which the answer tells how sure it is"},
+        "max_new_tokens": {"type": "integer", "description": "the most pieces of the text that is said"},
+        "image_base64": {"type": "string", "description": "an image file in base 64, instead of text"},
         "tokens": {"type": "array", "items": {"type": "string"}, "description": "words, instead of text"},
         "adapters": {
             "type": "string",

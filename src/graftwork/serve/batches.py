@@ -26,6 +26,14 @@ def waves(units: Sequence[Unit], capacity: int, loaded: Collection[str]) -> list
     return made
 
 
+def apart(units: Sequence[Unit]) -> list[list[Unit]]:
+    """Divide units into those that share forwards: all that say no text, and by head and encoder those that do."""
+    made: dict[object, list[Unit]] = {}
+    for unit in units:
+        made.setdefault((unit.head, unit.encoder) if unit.task.speaks else None, []).append(unit)
+    return list(made.values())
+
+
 def batches(units: Sequence[Unit], max_rows: int, max_tokens: int) -> list[list[Unit]]:
     """Divide units into batches of at most `max_rows` rows and, rows times longest, `max_tokens` pieces.
 

@@ -20,17 +20,18 @@ from typing import Any, Literal, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from graftwork.build import open_model, positions
+from graftwork.build import open_model, open_reader, positions
 from graftwork.compose.tree import show
-from graftwork.core.backbone import load_tokenizer
 from graftwork.errors import UserError
 from graftwork.model import AdapterModel
 from graftwork.recipe import ModelSection
 from graftwork.registry.store import Registry
-from graftwork.serve.batches import batches, waves
+from graftwork.saying import said
+from graftwork.serve.batches import apart, batches, waves
 from graftwork.serve.outcomes import Outcome, failure
 from graftwork.serve.planner import PlannedRow, Planner, Unit
 from graftwork.serve.pool import Pool
+from graftwork.tasks.images import ImageEncoder
 from graftwork.tasks.task import Task
 
 
@@ -57,7 +58,7 @@ class Engine:
     def __init__(
         self,
         model: AdapterModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | ImageEncoder,
         registry: Registry,
         *,
         adapter_cache_size: int = 32,
@@ -81,7 +82,8 @@ class Engine:
     @classmethod
     def open(cls, section: ModelSection, registry: Registry, *, adapter_cache_size: int = 32) -> Self:
         """An engine for a model by id, folder or `minilm`, with its own tokenizer. Raises BackboneError."""
-        return cls(open_model(section), load_tokenizer(section.name), registry, adapter_cache_size=adapter_cache_size)
+        model = open_model(section)
+        return cls(model, open_reader(section.name, model), registry, adapter_cache_size=adapter_cache_size)
 
     def task(self, adapters: Any, head: str | None = None) -> Task:
         """The task that answers rows with this composition and head. Raises what would be the error of such a row."""
@@ -113,8 +115,9 @@ class Engine:
                     outcomes[unit] = errors[0]
                 else:
                     ready.append(unit)
-            for batch in batches(ready, self._max_rows, self._max_tokens):
-                outcomes |= self._answer_batch(batch)
+            for units in apart(ready):
+                for batch in batches(units, self._max_rows, self._max_tokens):
+                    outcomes |= self._answer_batch(batch)
         return outcomes
 
     @contextmanager
@@ -135,7 +138,7 @@ class Engine:
 
     def _answer_batch(self, batch: Sequence[Unit]) -> dict[Unit, Outcome]:
         try:
-            return self._forward(batch)
+            return self._say(batch) if batch[0].task.speaks else self._forward(batch)
         except Exception as error:
             if len(batch) == 1:
                 return {batch[0]: failure(error, self.registry.root)}
@@ -156,16 +159,32 @@ class Engine:
                 head=[unit.head for unit in owners],
             )
             groups = [(group.rows.tolist(), group.text_logits.float().cpu()) for group in output.groups]
-            self.counts.forwards += 1
-            self.counts.forward_seconds += time.perf_counter() - started
-            self.counts.pieces += sum(unit.length for unit in batch)
-            self.counts.padded += tensors["input_ids"].numel()
-            self.counts.compositions += len({unit.tree for unit in batch})
-        said: dict[Unit, list[torch.Tensor]] = {}
+            self._count(batch, started, tensors["input_ids"].numel() if "input_ids" in tensors else 0)
+        rows: dict[Unit, list[torch.Tensor]] = {}
         for members, logits in groups:
             for row, own in zip(members, logits, strict=True):
-                said.setdefault(owners[row], []).append(own)
-        return {unit: self._decoded(unit, own[0] if len(own) == 1 else torch.stack(own)) for unit, own in said.items()}
+                rows.setdefault(owners[row], []).append(own)
+        return {unit: self._decoded(unit, own[0] if len(own) == 1 else torch.stack(own)) for unit, own in rows.items()}
+
+    def _say(self, batch: Sequence[Unit]) -> dict[Unit, Outcome]:
+        """The texts of B rows, each with its composition, all by one head."""
+        first, started = batch[0], time.perf_counter()
+        trees, limits = [unit.tree for unit in batch], [unit.new_tokens for unit in batch]
+        rows = [unit.encoded for unit in batch]
+        with self._turn, torch.inference_mode():
+            answers = said(self.model, first.task, first.encoder, rows, trees, first.head, limits)
+            self._count(batch, started, len(batch) * max(unit.length for unit in batch))
+        return {
+            unit: {**answer, "adapters": show(unit.tree), "head": unit.head}
+            for unit, answer in zip(batch, answers, strict=True)
+        }
+
+    def _count(self, batch: Sequence[Unit], started: float, padded: int) -> None:
+        self.counts.forwards += 1
+        self.counts.forward_seconds += time.perf_counter() - started
+        self.counts.pieces += sum(unit.length for unit in batch)
+        self.counts.padded += padded
+        self.counts.compositions += len({unit.tree for unit in batch})
 
     def _decoded(self, unit: Unit, logits: torch.Tensor) -> Outcome:
         """The answer to one row, from logits (L,) or (T, L)."""

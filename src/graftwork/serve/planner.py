@@ -21,10 +21,12 @@ from graftwork.registry.store import Registry
 from graftwork.serve.catalog import Catalog, Found
 from graftwork.serve.outcomes import Outcome, failure
 from graftwork.tasks.encoded import Encoded
-from graftwork.tasks.task import Task, shown
+from graftwork.tasks.images import ImageEncoder
+from graftwork.tasks.task import Encoder, Task, shown
 from graftwork.tasks.text import TextEncoder, vocabulary_digest
 
-KEYS = ("text", "text_pair", "tokens", "choices", "adapters", "head")
+CONTENTS = ("text", "text_pair", "tokens", "choices", "target", "image", "image_base64")  # what a task reads
+KEYS = (*CONTENTS, "max_new_tokens", "adapters", "head")
 # kinds of task that read "text_pair"; any other would silently leave it out
 READS_PAIRS = ("pair", "regression", "question_answering", "similarity")
 MEMBERS = 64  # names in the composition of one row
@@ -35,15 +37,17 @@ class Unit:
     """One row of a forward: a composition of versions, the head and task that answer, and the pieces of the text.
 
     packages: what must be loaded, members before their fusion. tokens: how many pieces its Splits cover, if it has any.
+    new_tokens: the most pieces of a text that is said, 0 where none is.
     """
 
     tree: Composition
     head: str
     task: Task
     encoded: Encoded
-    encoder: TextEncoder
+    encoder: Encoder
     packages: tuple[Found, ...]
     tokens: int | None
+    new_tokens: int = 0
 
     @property
     def length(self) -> int:
@@ -65,15 +69,19 @@ class Planner:
     def __init__(
         self,
         registry: Registry,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | ImageEncoder,
         longest: int | None,
         too_long: Literal["refuse", "truncate"] = "refuse",
     ) -> None:
         self._registry = registry
-        self._tokenizer = tokenizer
         self._too_long: Literal["refuse", "truncate"] = too_long
-        self._vocabulary = vocabulary_digest(tokenizer)
-        self._longest = min(longest or tokenizer.model_max_length, tokenizer.model_max_length)
+        self._reads = tokenizer
+        self._longest = 0
+        if isinstance(tokenizer, ImageEncoder):
+            self._vocabulary = tokenizer.digest
+        else:
+            self._vocabulary = vocabulary_digest(tokenizer)
+            self._longest = min(longest or tokenizer.model_max_length, tokenizer.model_max_length)
         self._encoders: dict[int, TextEncoder] = {}
         self._tokenising = threading.Lock()  # a fast tokenizer must not be used and configured at the same time
 
@@ -106,20 +114,27 @@ class Planner:
             tokens = covered(tree, [len(text.input_ids) for text in encoded.rows])
         except Exception as error:
             return failure(error, self._registry.root)
-        return Unit(tree, head.name, task, encoded, encoder, packages, tokens)
+        new = min(row.get("max_new_tokens") or encoder.max_length, encoder.max_length) if task.speaks else 0
+        return Unit(tree, head.name, task, encoded, encoder, packages, tokens, new)
 
-    def _encode(self, row: Mapping[str, Any], task: Task) -> tuple[TextEncoder, Encoded]:
-        given = {key: row[key] for key in ("text", "text_pair", "tokens", "choices") if row.get(key) is not None}
+    def _encode(self, row: Mapping[str, Any], task: Task) -> tuple[Encoder, Encoded]:
+        given = {key: row[key] for key in CONTENTS if row.get(key) is not None}
         if "text_pair" in given and task.kind not in READS_PAIRS:
             raise DataError(
                 f'the task is {task.kind}, which reads one text; leave "text_pair" out or take another head'
             )
         if "choices" in given and task.kind != "multiple_choice":
             raise DataError(f'the task is {task.kind}, which has no choices; leave "choices" out or take another head')
+        if not task.speaks and (unsaid := [key for key in ("target", "max_new_tokens") if row.get(key) is not None]):
+            raise DataError(
+                f'the task is {task.kind}, which says no text; leave "{unsaid[0]}" out or take another head'
+            )
+        if isinstance(self._reads, ImageEncoder):
+            return self._reads, task.encode([given], self._reads)[0]
         limit = min(task.max_length, self._longest)
         with self._tokenising:
             if limit not in self._encoders:
-                self._encoders[limit] = TextEncoder(self._tokenizer, limit, self._too_long)
+                self._encoders[limit] = TextEncoder(self._reads, limit, self._too_long)
             encoder = self._encoders[limit]
             return encoder, task.encode([given], encoder)[0]
 
@@ -136,10 +151,16 @@ def check_row(row: Any) -> None:
             problems.append(f"unknown key {str(key)!r:.80}: {hint}")
     if "adapters" not in row:
         problems.append('has no "adapters": say which composition, or "none" for the frozen base with a "head"')
-    if (row.get("text") is None) == (row.get("tokens") is None):
-        problems.append('needs either "text" or "tokens", a list of words')
+    contents = [key for key in ("text", "tokens", "image", "image_base64") if row.get(key) is not None]
+    if len(contents) != 1:
+        problems.append('needs one of "text", "tokens", a list of words, and "image_base64"')
+    if isinstance(row.get("image"), str):
+        problems.append('"image" is a path, and no file is opened for a row; send the image itself as "image_base64"')
     if row.get("text_pair") is not None and row.get("text") is None:
         problems.append('"text_pair" goes with "text"')
+    new = row.get("max_new_tokens")
+    if new is not None and (isinstance(new, bool) or not isinstance(new, int) or new < 1):
+        problems.append(f'"max_new_tokens" is {new!r:.80}; it must be a whole number from 1')
     if not isinstance(row.get("head"), str | None):
         problems.append(f'"head" is {row["head"]!r:.80}; it must be the name of a package that has a head')
     if problems:

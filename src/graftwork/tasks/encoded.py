@@ -28,8 +28,9 @@ class Encoded:
     offsets: the [start, end) of each piece in `context`, the second of two texts; None for all others. word_starts: the
     first piece of each word that is read, and the piece after the last one; `read` says which words those are. parts:
     the texts of a row that has several; the row then has no pieces of its own. texts: what `parts` say. truth: the
-    pieces as they were before some were masked. asked: places of masks that came with the text. spell: ids to how the
-    vocabulary writes them. cut: pieces lost to truncation.
+    pieces as they were before some were masked, or those that are to be said. asked: places of masks that came with the
+    text. spell: ids to how the vocabulary writes them. cut: pieces lost to truncation. image: of a row that is one: its
+    path, or its bytes.
     """
 
     input_ids: tuple[int, ...]  # (T,)
@@ -47,6 +48,7 @@ class Encoded:
     truth: tuple[int, ...] = ()
     asked: tuple[int, ...] = ()
     spell: Callable[[list[int]], list[str]] | None = None
+    image: str | bytes | None = None
 
     @property
     def length(self) -> int:
@@ -89,7 +91,7 @@ def padded(rows: Sequence[Encoded], pad_id: int, pad_type: int) -> dict[str, tor
         batch["word_starts"] = _rectangle([row.word_starts for row in rows], longest, NO_WORD)
     labels = [row.labels for row in rows if row.labels is not None]
     if labels:
-        batch["labels"] = _label_tensor(labels)
+        batch["labels"] = label_tensor(labels)
     return batch
 
 
@@ -97,7 +99,8 @@ def _rectangle(rows: Sequence[tuple[int, ...]], width: int, fill: int) -> torch.
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)  # (B, T)
 
 
-def _label_tensor(labels: Sequence[Target]) -> torch.Tensor:
+def label_tensor(labels: Sequence[Target]) -> torch.Tensor:
+    """The labels of a batch: (B,), (B, longest) or (B, longest, 2), as `padded` says."""
     lists = [label for label in labels if isinstance(label, tuple)]
     if not lists:
         return torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.long)

@@ -9,7 +9,9 @@ from graftwork.tasks.language import CausalLanguage, MaskedLanguage
 from graftwork.tasks.multilabel import Multilabel
 from graftwork.tasks.pair import Pair
 from graftwork.tasks.parse import Parsing
+from graftwork.tasks.picture import ImageClassification
 from graftwork.tasks.regression import Regression
+from graftwork.tasks.seq2seq import SequenceToSequence
 from graftwork.tasks.similarity import Similarity
 from graftwork.tasks.tag import Tagging
 from graftwork.tasks.task import Task, shown
@@ -25,6 +27,8 @@ TASKS: dict[str, type[Task]] = {
     "dependency_parsing": Parsing,
     "masked_lm": MaskedLanguage,
     "causal_lm": CausalLanguage,
+    "seq2seq_lm": SequenceToSequence,
+    "image_classification": ImageClassification,
     "similarity": Similarity,
 }
 

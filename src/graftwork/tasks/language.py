@@ -17,7 +17,7 @@ import torch
 from graftwork.errors import DataError
 from graftwork.tasks.encoded import IGNORED, Encoded
 from graftwork.tasks.masking import Masking
-from graftwork.tasks.task import Answer, Redraw, Row, Task, checked_logits, text_problems
+from graftwork.tasks.task import Answer, Encoder, Redraw, Row, Task, checked_logits, text_problems
 from graftwork.tasks.text import TextEncoder
 
 MASKED = 0.15  # share of the pieces that are hidden
@@ -25,7 +25,9 @@ LISTED = 5  # candidates an answer names for each mask
 
 
 @dataclass(frozen=True)
-class _Language(Task):
+class Language(Task):
+    """What language modelling has in common: no labels, a head that the base shapes, scores over pieces."""
+
     form: ClassVar[str] = '{"text"}'
     has_labels: ClassVar[bool] = False
     follows_base: ClassVar[bool] = True
@@ -50,7 +52,7 @@ class _Language(Task):
 
 @final
 @dataclass(frozen=True)
-class MaskedLanguage(_Language):
+class MaskedLanguage(Language):
     """One text, the pieces behind its masks."""
 
     kind: ClassVar[str] = "masked_lm"
@@ -70,8 +72,9 @@ class MaskedLanguage(_Language):
         ids = tuple(mask if place in hidden else piece for place, piece in enumerate(whole.input_ids))
         return replace(whole, input_ids=ids, truth=whole.input_ids)
 
-    def redraw(self, encoder: TextEncoder, seed: int) -> Redraw:
+    def redraw(self, encoder: Encoder, seed: int) -> Redraw:
         """Other pieces are hidden in every epoch."""
+        assert isinstance(encoder, TextEncoder)
         tokenizer = encoder.tokenizer
         return Masking(int(tokenizer.mask_token_id), len(tokenizer), tuple(tokenizer.all_special_ids), MASKED, seed)
 
@@ -81,19 +84,20 @@ class MaskedLanguage(_Language):
         return tuple(true if seen != true else IGNORED for seen, true in pairs)
 
     def decode(self, logits: Any, encoded: Encoded) -> Answer:
-        """Of a text that was masked here, how well it was told; of one that came with masks, what stands behind them.
+        """Of a text that was masked here, how well it was told; of one with masks, what stands behind them.
 
-        {"pieces", "right", "log_likelihood"}, or zeros and {"masks": [{"pieces", "scores"} for each]}, likeliest first.
+        {"pieces", "right", "log_likelihood", "perplexity"}; with masks {"masks": [{"pieces", "scores"} for each]}
+        beside it, the likeliest first.
         """
         logits = checked_logits(logits, 2, torch.as_tensor(logits).shape[-1])[: len(encoded.input_ids)]
         target = torch.tensor(self.target({}, encoded))
-        told = _told(logits, target)
-        return told | ({"masks": _candidates(logits[list(encoded.asked)], encoded)} if encoded.asked else {})
+        said = told(logits, target)
+        return said | ({"masks": _candidates(logits[list(encoded.asked)], encoded)} if encoded.asked else {})
 
 
 @final
 @dataclass(frozen=True)
-class CausalLanguage(_Language):
+class CausalLanguage(Language):
     """One text, each piece told from those before it."""
 
     kind: ClassVar[str] = "causal_lm"
@@ -107,18 +111,22 @@ class CausalLanguage(_Language):
         return features.input_ids
 
     def decode(self, logits: Any, encoded: Encoded) -> Answer:
-        """{"pieces", "right", "log_likelihood"} of the text, and "next": the likeliest pieces after it."""
+        """{"pieces", "right", "log_likelihood", "perplexity"} of the text, and "next", the likeliest pieces."""
         logits = checked_logits(logits, 2, torch.as_tensor(logits).shape[-1])[: len(encoded.input_ids)]
-        return {**_told(logits[:-1], torch.tensor(encoded.input_ids[1:])), "next": _candidates(logits[-1:], encoded)[0]}
+        return {**told(logits[:-1], torch.tensor(encoded.input_ids[1:])), "next": _candidates(logits[-1:], encoded)[0]}
 
 
-def _told(logits: torch.Tensor, target: torch.Tensor) -> Answer:
-    """How many pieces were asked, how many told right, and their summed log-likelihood; (T, V), (T,) with IGNORED."""
+def told(logits: torch.Tensor, target: torch.Tensor) -> Answer:
+    """How many pieces were asked, how many told right, their summed log-likelihood, and perplexity.
+
+    logits (T, V), target (T,) with IGNORED.
+    """
     asked = target != IGNORED
     chosen, true = logits[asked], target[asked]
-    told = chosen.log_softmax(-1).gather(-1, true[:, None]).sum() if len(true) else torch.zeros(())
+    sure = chosen.log_softmax(-1).gather(-1, true[:, None]).sum() if len(true) else torch.zeros(())
     right = int((chosen.argmax(-1) == true).sum()) if len(true) else 0
-    return {"pieces": len(true), "right": right, "log_likelihood": float(told)}
+    perplexity = math.exp(min(-float(sure) / max(len(true), 1), 700.0))
+    return {"pieces": len(true), "right": right, "log_likelihood": float(sure), "perplexity": perplexity}
 
 
 def _candidates(logits: torch.Tensor, encoded: Encoded) -> list[dict[str, Any]]:

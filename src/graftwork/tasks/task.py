@@ -9,7 +9,7 @@ Does not know: models, files, batches, how anything is trained or served.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias, cast
 
 import numpy
 import torch
@@ -17,10 +17,12 @@ import torch
 from graftwork.errors import AdapterError, DataError, GraftworkError, InputTooLong
 from graftwork.manifest import HeadSpec, TaskSpec
 from graftwork.tasks.encoded import Encoded, Target
+from graftwork.tasks.images import ImageEncoder
 from graftwork.tasks.text import TextEncoder
 
 Row = Mapping[str, Any]
 Answer = dict[str, Any]
+Encoder: TypeAlias = TextEncoder | ImageEncoder  # of what a task reads
 # (a training batch as tensors, the number of each of its rows, the epoch) -> the batch as it is in that epoch
 Redraw = Callable[[dict[str, torch.Tensor], "numpy.ndarray[Any, Any]", int], dict[str, torch.Tensor]]
 
@@ -44,6 +46,8 @@ class Task(ABC):
     head_layers: ClassVar[int]
     pools: ClassVar[bool] = True  # whether the head answers once per row; else once per piece
     outputs: ClassVar[int] = 1  # of the head, where there are no labels
+    reads_images: ClassVar[bool] = False  # whether a row is an image; else text
+    speaks: ClassVar[bool] = False  # whether it answers with a text that the model generates
     follows_base: ClassVar[bool] = False  # whether the head is shaped by the base: its vocabulary, its width
 
     def __post_init__(self) -> None:
@@ -84,7 +88,7 @@ class Task(ABC):
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
         """Scores of the answers to labelled rows, `main_score` among them. Raises ValueError for unequal or no rows."""
 
-    def encode(self, rows: Sequence[Row], encoder: TextEncoder, *, with_labels: bool = False) -> list[Encoded]:
+    def encode(self, rows: Sequence[Row], encoder: Encoder, *, with_labels: bool = False) -> list[Encoded]:
         """Rows as pieces, with labels or without.
 
         Raises DataError, which lists the problems of all rows, and InputTooLong where the encoder refuses a long text.
@@ -96,7 +100,7 @@ class Task(ABC):
             found = self.problems(row, with_labels)
             if not found:
                 try:
-                    features = self.features(row, encoder)
+                    features = self.features(row, cast(TextEncoder, encoder))  # images need none
                     encoded.append(replace(features, labels=self.target(row, features)) if with_labels else features)
                 except DataError as error:
                     found = error.problems
@@ -106,7 +110,7 @@ class Task(ABC):
         refuse(problems)
         return encoded
 
-    def redraw(self, encoder: TextEncoder, seed: int) -> Redraw | None:
+    def redraw(self, encoder: Encoder, seed: int) -> Redraw | None:
         """What makes training rows others in every epoch, decided by (seed, epoch, row); None where they stay."""
         return None
 

@@ -15,6 +15,7 @@ Does not know: labels' names, models, files.
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -49,6 +50,15 @@ class TextEncoder:
         self.too_long = too_long
         self._space_before_words = _glues_words(tokenizer)
 
+    @property
+    def digest(self) -> str:
+        """The digest of the vocabulary."""
+        return vocabulary_digest(self.tokenizer)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer beside a model."""
+        self.tokenizer.save_pretrained(folder)
+
     def text(self, text: str, pair: str | None = None) -> Encoded:
         """Encode one text, or two as a pair. Raises InputTooLong, and DataError where no piece comes out."""
         return self._encode(text, pair)
@@ -56,6 +66,10 @@ class TextEncoder:
     def located(self, question: str, context: str) -> Encoded:
         """Encode two texts as a pair, keeping where each piece of the second lies in it. Raises as `text` does."""
         return self._encode(question, context, located=True)
+
+    def target(self, text: str) -> Encoded:
+        """Encode a text that is to be said, in the language that the tokenizer has for those. Raises as `text` does."""
+        return self._encode(text, None, said=True)
 
     def words(self, words: Words) -> Encoded:
         """Encode words, keeping the word of every piece. Raises as `text` does."""
@@ -74,15 +88,16 @@ class TextEncoder:
         candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(int(candidate) for candidate in candidates if candidate is not None)
 
-    def _encode(self, first: str | Words, second: str | None, located: bool = False) -> Encoded:
-        pieces = self._pieces(first, second)
+    def _encode(self, first: str | Words, second: str | None, located: bool = False, said: bool = False) -> Encoded:
+        ask = self._said if said else self._pieces
+        pieces = ask(first, second)
         length = len(pieces["input_ids"][0])
         if length > self.max_length:
             if self.too_long == "refuse":
                 raise InputTooLong(
                     f"the text has {length} pieces and the limit is {self.max_length}: shorten it or split it in two"
                 )
-            pieces = self._pieces(first, second, truncation="longest_first", max_length=self.max_length)
+            pieces = ask(first, second, truncation="longest_first", max_length=self.max_length)
         ids = tuple(pieces["input_ids"][0])
         if not ids:
             raise DataError("the text is empty for this tokenizer: it gives no piece at all; leave the row out")
@@ -104,6 +119,18 @@ class TextEncoder:
             [self._spaced(first)] if isinstance(first, Words) else [first],
             None if second is None else [second],
             is_split_into_words=isinstance(first, Words),
+            truncation=truncation,
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+            verbose=False,
+        )
+
+    def _said(
+        self, first: str | Words, _: str | None, truncation: str | bool = False, max_length: int | None = None
+    ) -> Any:
+        return self.tokenizer(
+            text_target=[first],
             truncation=truncation,
             max_length=max_length,
             padding=False,

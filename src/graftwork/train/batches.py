@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from graftwork.tasks.encoded import IGNORED, NO_WORD, Encoded
-from graftwork.tasks.task import Redraw
+from graftwork.tasks.images import ImageEncoder
+from graftwork.tasks.task import Encoder, Redraw
 from graftwork.tasks.text import TextEncoder
 
 _STORED: dict[type, type] = {numpy.int64: numpy.int32}  # ids are small: half the memory
@@ -92,6 +93,28 @@ class EncodedRows(Dataset[dict[str, Tensor]]):
         if self._labels is not None:
             batch["labels"] = self._labels[torch.from_numpy(chosen)]
         return batch if self._redraw is None else self._redraw(batch, chosen, self._epoch)
+
+
+class ImageRows(Dataset[dict[str, Tensor]]):
+    """Labelled images as a data set, decoded when a batch asks for them."""
+
+    def __init__(self, rows: Sequence[Encoded], encoder: ImageEncoder) -> None:
+        self._rows, self._encoder = rows, encoder
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return self.__getitems__([row])
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """pixel_values (B, C, H, W); labels."""
+        return self._encoder.pad([self._rows[row] for row in rows])
+
+
+def rows_of(rows: Sequence[Encoded], encoder: Encoder, redraw: Redraw | None = None) -> EncodedRows | ImageRows:
+    """Labelled rows as the data set that fits what they are."""
+    return ImageRows(rows, encoder) if isinstance(encoder, ImageEncoder) else EncodedRows(rows, encoder, redraw)
 
 
 def as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@
     question_answering  {"text", "text_pair", "answers"}   answers: texts that stand in text_pair, perhaps none
     dependency_parsing  {"tokens", "heads", "tags"}     heads: words from 1, 0 the root; tags: the relations
     masked_lm, causal_lm  {"text"}
+    seq2seq_lm       {"text", "target"}                 target: text
+    image_classification  {"image", "label"}         image: a path that starts at the data file's folder
     similarity       {"text", "text_pair"}              and "label", a number, in all rows or in none
 
 Other fields are dropped. Knows nothing of tokenizers, tensors or batches.
@@ -16,10 +18,12 @@ Other fields are dropped. Knows nothing of tokenizers, tensors or batches.
 
 import hashlib
 import json
+import os
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from graftwork.errors import DataError
@@ -92,6 +96,8 @@ def digest(splits: Mapping[str, Iterable[Row]]) -> str:
     for split, rows in splits.items():
         total.update(f"{split}\n".encode())
         for row in rows:
+            if "image" in row:  # what it shows counts, not where it lies
+                row = row | {"image": hashlib.sha256(Path(row["image"]).read_bytes()).hexdigest()}
             total.update(json.dumps(row, sort_keys=True, separators=(",", ":")).encode() + b"\n")
     return total.hexdigest()
 
@@ -112,6 +118,10 @@ def _rows(read: Mapping[str, Records], data: DataSection, kind: str) -> tuple[di
         problems += found.problems
         for record in found.rows:
             row, wrong = _row(record, fields, data.columns, kind)
+            if "image" in row:
+                row["image"] = os.path.join(os.path.dirname(found.source), row["image"])
+                missing = [] if os.path.isfile(row["image"]) else [f"no such file {row['image']!r}"]
+                wrong += [f"{record.place}: image: {one}; paths start at the data file's folder" for one in missing]
             problems += wrong
             if not wrong:
                 rows[split].append((record.place, row))

@@ -101,6 +101,8 @@ def _each(value: Any, check: Callable[[Any], str], what: str) -> list[str]:
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "text": text,
     "text_pair": text,
+    "target": text,
+    "image": text,
     "label": _label,
     "tokens": _tokens,
     "tags": _tags,

@@ -10,7 +10,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from graftwork.errors import GoalMissed
 from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.task import Answer, Row, Task
-from graftwork.train.batches import EncodedRows, as_it_is
+from graftwork.train.batches import as_it_is, rows_of
 from graftwork.train.callbacks import Bar, LogAtEpochEnd, SaveByTheClock
 from graftwork.train.checkpoint import STATE, Checkpoint
 from graftwork.train.folder import RunFolder, named
@@ -39,8 +39,8 @@ def fit(
             model=job.learner,
             args=arguments(job.recipe, folder.checkpoints, len(job.data.train), job.metric),
             data_collator=as_it_is,
-            train_dataset=EncodedRows(job.encoded["train"], job.encoder, job.task.redraw(job.encoder, training.seed)),
-            eval_dataset=EncodedRows(job.encoded["dev"], job.encoder),
+            train_dataset=rows_of(job.encoded["train"], job.encoder, job.task.redraw(job.encoder, training.seed)),
+            eval_dataset=rows_of(job.encoded["dev"], job.encoder),
             compute_metrics=DevScores(job.task, job.encoded["dev"], job.dev),
             callbacks=callbacks,
         )

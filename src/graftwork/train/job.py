@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from graftwork.build import Setup, open_encoder, open_model, positions, recipe_task, set_up, set_up_head
+from graftwork.build import Setup, open_encoder, open_images, open_model, positions, recipe_task, set_up, set_up_head
 from graftwork.errors import RecipeError
 from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
 from graftwork.recipe import Recipe
 from graftwork.registry.store import Registry
 from graftwork.tasks.encoded import Encoded
-from graftwork.tasks.task import Task
-from graftwork.tasks.text import TextEncoder
+from graftwork.tasks.task import Encoder, Task
 from graftwork.train.data import Data, load_data
 from graftwork.train.full import FullModel
 from graftwork.train.settings import wants_bf16
@@ -40,7 +39,7 @@ class Job:
     dev: tuple[dict[str, Any], ...]
     encoded: Mapping[str, Sequence[Encoded]]
     task: Task
-    encoder: TextEncoder
+    encoder: Encoder
     model: AdapterModel
     learner: nn.Module
     setup: Setup
@@ -85,8 +84,13 @@ def prepare(recipe: Recipe, registry: Registry | None) -> Job:
     wants_bf16(recipe.training)
     data = load_data(recipe)
     model = open_model(recipe.model)
-    encoder = open_encoder(recipe.model.name, recipe.training.max_seq_length, "truncate", positions(model.config))
     task = recipe_task(recipe, data.labels)
+    longest, most = positions(model.config), recipe.training.max_seq_length
+    encoder: Encoder = (
+        open_images(recipe.model.name, most)
+        if task.reads_images
+        else open_encoder(recipe.model.name, most, "truncate", longest)
+    )
     encoded = {split: task.encode(getattr(data, split), encoder, with_labels=True) for split in ("train", "dev")}
     order = sorted(range(len(data.dev)), key=lambda row: -encoded["dev"][row].length)
     encoded["dev"] = [encoded["dev"][row] for row in order]
@@ -101,10 +105,13 @@ def prepare(recipe: Recipe, registry: Registry | None) -> Job:
 
 
 def _metric(
-    recipe: Recipe, task: Task, model: AdapterModel, encoder: TextEncoder, setup: Setup, dev: Sequence[dict[str, Any]]
+    recipe: Recipe, task: Task, model: AdapterModel, encoder: Encoder, setup: Setup, dev: Sequence[dict[str, Any]]
 ) -> str:
     """The score that picks the best epoch; what scores there are is found by scoring a few rows."""
-    scores, _ = evaluate(model, task, encoder, dev[:PROBED], adapters=setup.composition, head=setup.name)
+    probed, composition = dev[:PROBED], setup.composition
+    if task.speaks:  # texts are said at the end of the run alone, and whether they can be is seen here
+        evaluate(model, task, encoder, probed, adapters=composition, head=setup.name, new_tokens=1)
+    scores, _ = evaluate(model, task, encoder, probed, adapters=composition, head=setup.name, new_tokens=0)
     wanted = recipe.training.metric or task.main_score
     known = [*scores, "loss"]
     if wanted not in known:

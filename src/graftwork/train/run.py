@@ -26,7 +26,6 @@ from graftwork.registry.durable import sibling
 from graftwork.registry.package import write
 from graftwork.registry.store import Registry
 from graftwork.schema.conflicts import SPLITS
-from graftwork.tasks.text import vocabulary_digest
 from graftwork.train.checkpoint import drop_after, newest_whole
 from graftwork.train.curve import draw
 from graftwork.train.fit import fit
@@ -94,7 +93,7 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
     training = {**recipe.training.model_dump(mode="json"), "steps": state.global_step, "best_epoch": best}
     provenance = Provenance(
         task=job.task.spec,
-        vocabulary=vocabulary_digest(job.encoder.tokenizer),
+        vocabulary=job.encoder.digest,
         composition=show(job.setup.composition),
         members=job.setup.members,
         scores=_scores(job, model),
@@ -136,7 +135,7 @@ def _tuned(job: Job, folder: RunFolder, learner: FullModel) -> AdapterModel:
     fresh = sibling(folder.model)
     with named(folder.model), without_bars():
         learner.model.base.save_pretrained(fresh)
-        job.encoder.tokenizer.save_pretrained(fresh)
+        job.encoder.save(fresh)
         shutil.rmtree(folder.model, ignore_errors=True)
         fresh.rename(folder.model)
     tuned = open_model(ModelSection(name=str(folder.model.absolute()), dtype=job.recipe.model.dtype))

@@ -21,7 +21,7 @@ from graftwork.compose.tree import fusions, leaves, show
 from graftwork.core.fusion import Fusion
 from graftwork.errors import AdapterError, PackageError
 from graftwork.model import AdapterModel
-from graftwork.train.batches import EncodedRows
+from graftwork.train.batches import EncodedRows, ImageRows
 from graftwork.train.checkpoint import seal
 from graftwork.train.full import FullModel
 from graftwork.train.sampler import LengthGroupedSampler
@@ -56,12 +56,10 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As transformers has it; the logits that are scored are those of the text's own tokens, without prompts'."""
+        """As transformers has it; scored are the logits alone, of the text's own tokens without prompts'."""
         found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         groups: Sequence[Any] = getattr(found[1], "groups", ()) if return_outputs else ()
-        if len(groups) == 1:
-            found[1]["logits"] = groups[0].text_logits
-        return found
+        return (found[0], {"loss": found[0], "logits": groups[0].text_logits}) if len(groups) == 1 else found
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As transformers', without the V of fusions: it begins as the identity, and decay would pull it to zero."""
@@ -123,6 +121,8 @@ def row_lengths(rows: Any) -> Sequence[int] | None:
         return rows.lengths.tolist()  # type: ignore[no-any-return]
     if isinstance(rows, datasets.Dataset):
         return [len(ids) for ids in rows["input_ids"]] if "input_ids" in rows.column_names else None
+    if isinstance(rows, ImageRows):
+        return None
     if not isinstance(rows, Dataset | Sequence) or not len(rows) or "input_ids" not in rows[0]:  # type: ignore[arg-type]
         return None
     return [len(rows[number]["input_ids"]) for number in range(len(rows))]  # type: ignore[arg-type]
