@@ -69,7 +69,9 @@ def test_what_has_no_text_to_say_is_refused(engine: Engine) -> None:
 def test_a_base_without_a_decoder_of_its_own_is_refused(tmp_path: Path) -> None:
     made = recipe(tmp_path, "spoken")
     small.model_folder(tmp_path / "encoder")
-    with pytest.raises(AdapterError, match="task kind seq2seq_lm needs an encoder-decoder .* this base is a BertModel"):
+    with pytest.raises(
+        AdapterError, match=r"task kind seq2seq_lm needs an encoder-decoder .* this base is a BertModel"
+    ):
         train(override(made, {"model.name": str(tmp_path / "encoder")}))
     assert not (tmp_path / "run").exists()
 

@@ -182,6 +182,9 @@ def test_the_docs_describe_the_routes(client: httpx.Client) -> None:
         "text_pair",
         "tokens",
         "choices",
+        "target",
+        "max_new_tokens",
+        "image_base64",
         "adapters",
         "head",
     }

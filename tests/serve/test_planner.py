@@ -142,9 +142,10 @@ REFUSALS = [
      'the task is classification, which reads one text; leave "text_pair" out or take another head'),
     ({"adapters": "mood", "haed": "x"}, 'unknown key \'haed\': did you mean "head"?'),
     ({"adapters": "mood", "label": "no"},
-     'unknown key \'label\': a row has "text", "text_pair", "tokens", "choices", "adapters", "head"'),
+     'unknown key \'label\': a row has "text", "text_pair", "tokens", "choices", "target", "image", "image_base64", '
+     '"max_new_tokens", "adapters", "head"'),
     ({}, 'has no "adapters": say which composition, or "none" for the frozen base with a "head"'),
-    ({"adapters": "mood", "tokens": ["w1"]}, 'needs either "text" or "tokens", a list of words'),
+    ({"adapters": "mood", "tokens": ["w1"]}, 'needs one of "text", "tokens", a list of words, and "image_base64"'),
 ]  # fmt: skip
 
 
@@ -157,7 +158,8 @@ def test_all_problems_of_a_row_are_said_at_once(planner: Planner) -> None:
     assert refusal(planner, {"txt": "a", "text_pair": "b"}) == (
         "invalid",
         'unknown key \'txt\': did you mean "text"?; has no "adapters": say which composition, or "none" for the frozen '
-        'base with a "head"; needs either "text" or "tokens", a list of words; "text_pair" goes with "text"',
+        'base with a "head"; needs one of "text", "tokens", a list of words, and "image_base64"; '
+        '"text_pair" goes with "text"',
     )
     assert refusal(planner, "intent") == (
         "invalid",
@@ -178,6 +180,12 @@ def test_a_row_of_python_may_hold_a_block() -> None:
 def test_every_key_is_accepted_somewhere() -> None:
     check_row({"text": "a", "text_pair": "b", "adapters": "x", "head": "y"})
     check_row({"tokens": ["a"], "adapters": "x"})
-    assert set(KEYS) == {"text", "text_pair", "adapters", "head", "tokens", "choices"}
+    check_row({"text": "a", "target": "b", "max_new_tokens": 3, "adapters": "x"})
+    check_row({"image_base64": "aGk=", "adapters": "x"})
+    check_row({"image": b"hi", "adapters": "x"})
+    assert set(KEYS) == {
+        "text", "text_pair", "adapters", "head", "tokens", "choices", "target",
+        "max_new_tokens", "image", "image_base64",
+    }  # fmt: skip
     with pytest.raises(GraftworkError, match="unknown key '3'"):
         check_row({3: 1, "text": "a", "adapters": "x"})

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from graftwork.compose.answer import AdapterOutput, answer
-from graftwork.compose.inputs import ROWS, ends_of, with_decoder_input
+from graftwork.compose.inputs import ROWS, SENSED, ends_of, with_decoder_input
 from graftwork.compose.parts import Parts
 from graftwork.compose.places import moved
 from graftwork.compose.plan import Plan
@@ -59,8 +59,8 @@ def forward(
     starts = ready.pop("word_starts", None)
     backbone.check_inputs([*ready, *options], trunk_only=True)
     # the heads of an encoder-decoder read the decoder, which prompts do not make longer
-    lead = None if backbone.config.is_encoder_decoder else next(ready[key] for key in ROWS if key in ready)
-    places = None if lead is None else plan.places(lead)
+    lead = None if backbone.config.is_encoder_decoder else next(key for key in ROWS if key in ready)
+    places = None if lead is None or lead in SENSED else plan.places(ready[lead])
     ready = plan.lengthen(ready)
     with backbone.runtime.running(plan.route, ready.get("attention_mask")):
         output, mask = backbone.run_trunk(ready, options)
