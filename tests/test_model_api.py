@@ -74,6 +74,10 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
     "delete_head": lambda m, _: m.delete_head("a"),
     "device": lambda m, _: m.device,
     "dtype": lambda m, _: m.dtype,
+    "eject_prefix_tuning": lambda m, _: (
+        m.add_adapter("p", "prefix_tuning[prefix_length=2,bottleneck_size=4]"),
+        m.eject_prefix_tuning("p"),
+    ),
     "execution": _folded,
     "forward": lambda m, _: [
         m(**GIVEN, adapters=tree, head=head, labels=LABELS if head != "none" else None)

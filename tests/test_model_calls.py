@@ -14,8 +14,9 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, GPT2LMH
 from graftwork.compose.tree import Parallel, Split, Stack
 from graftwork.errors import AdapterError, BackboneError, CompositionError, RoutingError
 from graftwork.model import AdapterModel
-from tests import tiny
+from tests import tiny, zoo
 from tests.adapted import adapted, last, same, shaken, snapshot
+from tests.rig import randomise
 
 GIVEN = tiny.inputs("bert")
 
@@ -91,10 +92,31 @@ def test_further_arguments_of_the_base_go_through_extra() -> None:
     for message, extra in refused.items():
         with pytest.raises(AdapterError, match=message):
             model(**given, adapters="a", extra=extra)
-    with pytest.raises(
-        AdapterError, match="extra holds the tensor 'encoder_hidden_states', whose rows Parallel cannot"
-    ):
-        model(**given, adapters=Parallel("a", "a"), extra={"encoder_hidden_states": read})
+    seen = torch.ones(2, read.shape[1], dtype=torch.long)
+    seen[1, 2:] = 0
+    extra = {"encoder_hidden_states": read, "encoder_attention_mask": seen}
+    both = model(**given, adapters=Parallel("a", None), head="a", extra=extra).logits
+    for rows, name in ((both[:2], "a"), (both[2:], None)):
+        torch.testing.assert_close(rows, model(**given, adapters=name, head="a", extra=extra).logits)
+    with pytest.raises(AdapterError, match=r"'encoder_hidden_states' of shape \(3, .* no row for each of the 2 rows"):
+        model(**given, adapters=Parallel("a", "a"), extra={"encoder_hidden_states": read[[0, 1, 1]]})
+
+
+@pytest.mark.parametrize("family", ["whisper", "wav2vec2", "hubert"])
+def test_sound_is_counted_and_repeated_as_text_is(family: str) -> None:
+    model = AdapterModel(zoo.model(family))
+    for name in ("a", "b"):
+        model.add_adapter(name, "seq_bn[reduction_factor=4]")
+    model.add_classification_head("h", num_labels=3)
+    randomise(model.parts.parameters())
+    model.eval()
+    given = zoo.inputs(family)
+    both = model(**given, adapters=Parallel("a", "b"), head="h").logits
+    mixed = model(**given, adapters=["b", None], head="h").logits
+    a, b, none = (model(**given, adapters=name, head="h").logits for name in ("a", "b", None))
+    torch.testing.assert_close(both, torch.cat([a, b]))
+    torch.testing.assert_close(mixed, torch.stack([b[0], none[1]]))
+    assert not torch.allclose(a, b)
 
 
 def test_a_route_that_does_not_fit_the_batch_is_refused() -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from graftwork.compose.answer import head_of
 from graftwork.compose.blend import average_adapter, average_head
 from graftwork.compose.claims import check_free, check_unfused
+from graftwork.compose.eject import eject_prefixes
 from graftwork.compose.forward import Asks, forward, headless
 from graftwork.compose.grammar import as_composition, as_fuse
 from graftwork.compose.inputs import for_heads, shape_of
@@ -156,6 +157,11 @@ class AdapterModel(nn.Module):
         self.parts.remove("adapters", name)
         self._planner.forget()
 
+    def eject_prefix_tuning(self, name: str) -> None:
+        """Make an adapter's reparameterised prefixes flat, with the same numbers. Raises AdapterError for none."""
+        eject_prefixes(self.parts, self.backbone, name)
+        self._planner.forget()
+
     def delete_adapter_fusion(self, name: str) -> None:
         """Remove a fusion. Raises AdapterError while the active setup uses it."""
         if name not in self.parts.fusion_records:
@@ -264,8 +270,8 @@ class AdapterModel(nn.Module):
         adapters: a composition for the whole batch, or a list with one per row (each a name, expression, block or
         None); left out, the active setup; None, no adapter. head: a head for all rows or one per row; "none" for the
         base's own output. skip_layers: layers (encoder first) that run without adapters. extra: further arguments of
-        the base's forward. Tensors are (B, T) ids and masks, (B, C, T) with C texts a question; labels as the head's
-        loss has them, or those of each head's own rows by its name.
+        the base's forward; Parallel repeats their rows. Tensors are (B, T) ids and masks, (B, C, T) with C texts a
+        question; labels as the head's loss has them, or those of each head's own rows by its name.
         Returns an AdapterOutput, or the base's own output where no head answers. Parallel makes N·B rows. Raises
         AdapterError (an input the base does not take, no head meant), CompositionError (rows do not fit).
         """
@@ -280,8 +286,8 @@ class AdapterModel(nn.Module):
         shape = shape_of(given := {key: value for key, value in tensors.items() if value is not None})
         plan = self._plan(shape.per_row(adapters), shape.per_row(head), shape.rows, skip_layers)
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        _check_extra(extra or {}, {*tensors, *wanted}, repeated=plan.sources is not None)
-        wanted = {key: value for key, value in wanted.items() if value is not None} | dict(extra or {})
+        _check_extra(extra or {}, {*tensors, *wanted})
+        wanted = {key: value for key, value in wanted.items() if value is not None} | plan.further(extra, shape.rows)
         if plan.heads is None:
             by_head = ["labels by head"] if isinstance(labels, Mapping) else []
             self.backbone.check_inputs([*given, *wanted, *by_head], trunk_only=False)
@@ -449,13 +455,11 @@ class AdapterModel(nn.Module):
         return summarise(self.parts, self.backbone, self._active, self._answering)
 
 
-def _check_extra(extra: Mapping[str, Any], named: set[str], repeated: bool) -> None:
-    """Raise AdapterError for further arguments that have a place of their own, or whose rows would be left behind."""
-    for key, value in extra.items():
+def _check_extra(extra: Mapping[str, Any], named: set[str]) -> None:
+    """Raise AdapterError for further arguments that have a place of their own."""
+    for key in extra:
         if key in named:
             raise AdapterError(f"extra holds {key!r}, which is an argument of its own")
-        if repeated and isinstance(value, Tensor):
-            raise AdapterError(f"extra holds the tensor {key!r}, whose rows Parallel cannot repeat")
 
 
 class AutoAdapterModel:

@@ -88,7 +88,7 @@ class Parts(nn.Module):
             _placed(shared, backbone, next(iter(modules)))
         for site in modules:
             backbone.open(site)
-        self._store("adapters", name, modules, shared)
+        self.store("adapters", name, modules, shared)
         self._read_as("adapters", name, semantics, backbone)
         self.adapter_configs[name] = config
 
@@ -104,7 +104,7 @@ class Parts(nn.Module):
                 modules[site] = _placed(Fusion(site.width, config), backbone, site)
         if not modules:
             raise AdapterError(f"{show(tree)}: the members share no site, so there is nothing to fuse")
-        self._store("fusions", tree.name, modules)
+        self.store("fusions", tree.name, modules)
         self.fusion_records[tree.name] = FusionRecord(show(tree), config)
         self._read_as("fusions", tree.name, semantics, backbone)
 
@@ -144,10 +144,11 @@ class Parts(nn.Module):
             head = build_head(config, width, backbone.model.get_input_embeddings, self.custom_heads)
         else:
             head = CustomHead(module, config)
-        self._store("heads", name, {None: _placed(head, backbone, backbone.last)})
+        self.store("heads", name, {None: _placed(head, backbone, backbone.last)})
         self.head_configs[name] = config
 
-    def _store(self, table: str, name: str, modules: Mapping[Any, nn.Module], shared: nn.Module | None = None) -> None:
+    def store(self, table: str, name: str, modules: Mapping[Any, nn.Module], shared: nn.Module | None = None) -> None:
+        """Put modules by site in the place of a part; its record is the caller's."""
         self.remove(table, name)
         own = nn.ModuleDict() if shared is None else nn.ModuleDict({_key(SHARED): shared})
         for site, module in modules.items():

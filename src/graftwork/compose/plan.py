@@ -54,6 +54,23 @@ class Plan:
             for key, value in inputs.items()
         }
 
+    def further(self, extra: Mapping[str, Any] | None, batch: int) -> dict[str, Any]:
+        """Further arguments of the base with the rows of their tensors, (B, ...) or (1, ...), repeated.
+
+        Raises AdapterError for a tensor with other rows than the batch, where rows are repeated.
+        """
+        extra = extra or {}
+        tensors = {key: value for key, value in extra.items() if isinstance(value, Tensor)}
+        if self.sources is None or not tensors:
+            return dict(extra)
+        for key, value in tensors.items():
+            if value.dim() == 0 or value.shape[0] not in (1, batch):
+                raise AdapterError(
+                    f"extra holds the tensor {key!r} of shape {tuple(value.shape)}, which has no row for each of the "
+                    f"{batch} rows that Parallel repeats"
+                )
+        return dict(extra) | self.repeat(tensors)
+
     @property
     def prompted(self) -> bool:
         """Whether rows get longer than what the model is given."""
