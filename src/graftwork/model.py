@@ -32,6 +32,7 @@ from graftwork.compose.parts import Parts
 from graftwork.compose.plan import NO_HEAD, Plan, Planner
 from graftwork.compose.speak import speaker
 from graftwork.compose.tree import Composition, fusions, leaves, show, top
+from graftwork.compose.wording import begin_as_text, rows_of_text
 from graftwork.core import heads_hub
 from graftwork.core.backbone import Backbone, load_model
 from graftwork.core.families import Family
@@ -87,7 +88,10 @@ class AdapterModel(nn.Module):
     ) -> None:
         """Add an adapter, freshly initialised, at every site its configuration wants. Raises AdapterError."""
         check_free(self.parts, name, "adapters", overwrite_ok)
-        self.parts.add_adapter(name, read_config(config), self.backbone)
+        rows = rows_of_text(chosen := read_config(config), self.backbone)
+        self.parts.add_adapter(name, chosen, self.backbone)
+        if rows is not None:
+            begin_as_text(self.parts, name, rows)
         self._planner.forget()
         if set_active:
             self.set_active_adapters(name)
