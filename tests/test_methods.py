@@ -388,6 +388,7 @@ def test_padded_rows_with_a_cache_generate_what_a_row_alone_generates(config: st
     padded = torch.cat((torch.zeros(1, 3, dtype=torch.long), ids), dim=1)
     mask = (torch.arange(9) >= 3).long()[None]
     assert torch.equal(model.generate(padded, attention_mask=mask, **options)[:, 3:], alone)
+    assert torch.equal(model.generate(ids, **options), alone)
 
 
 TRAINED = ["lora", "dora", "vera[r=4]", "ia3", "prefix_tuning[bottleneck_size=4,prefix_length=2]", "prompt_tuning"]

@@ -257,7 +257,7 @@ def test_hooks_are_bound_methods_of_picklable_objects() -> None:
     model = tiny.model("bert")
     Backbone(model)
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
-    assert len(hooks) == 12
+    assert len(hooks) == 14  # two where masks end
     assert not any(isinstance(hook, partial) or hook.__name__ == "<lambda>" for hook in hooks)
     assert OF_MODEL_TYPE["bert"] is Backbone(tiny.model("bert")).family
 
@@ -371,3 +371,45 @@ def test_a_residual_that_never_came_is_noticed_where_no_module_is_shared() -> No
     backbone = Backbone(tiny.model("llama"), wrong)
     with pytest.raises(BackboneError, match="ran before its residual was seen"):
         run(backbone, Push(1.0), tiny.inputs("llama"))
+
+
+class Masks:
+    """A route that notes what every stack is told of its tokens."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone, self.seen = backbone, {}
+
+    def delta(self, site: int, reading: Reading) -> None:
+        told = None if reading.mask is None else tuple(map(tuple, reading.mask.tolist()))
+        self.seen.setdefault(self.backbone.sites[site].stack, set()).add(told)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "llava", "paligemma", "gemma3", "bart", "wav2vec2"])
+def test_every_stack_is_told_which_of_its_own_tokens_are_real(family: str) -> None:
+    backbone, inputs = Backbone(zoo.model(family)), zoo.inputs(family)
+    if family == "wav2vec2":
+        mask = torch.ones_like(inputs["input_values"], dtype=torch.long)
+        mask[1, 32:] = 0
+    else:
+        mask = torch.ones_like(inputs["input_ids"])
+        mask[1, 7:] = 0
+    route = Masks(backbone)
+    run(backbone, route, {**inputs, "attention_mask": mask})
+    told = {tuple(map(tuple, mask.tolist()))}
+    if family == "wav2vec2":
+        ((frames,),) = route.seen.values()
+        assert [sum(row) for row in frames] == [14, 7]
+    elif family == "bart":
+        assert route.seen == {"encoder": told, "decoder": {None}}
+    else:
+        assert route.seen == {"text": told, "vision": {None}}
+
+
+def test_a_step_with_a_cache_is_told_how_many_tokens_there_were() -> None:
+    backbone, ids = Backbone(tiny.model("llama")), tiny.inputs("llama")["input_ids"]
+    route = Masks(backbone)
+    with torch.no_grad(), backbone.runtime.running(route):
+        first = backbone.trunk(input_ids=ids[:, :5], use_cache=True)
+        assert route.seen.pop("") == {None}
+        backbone.trunk(input_ids=ids[:, 5:], past_key_values=first.past_key_values)
+    assert route.seen == {"": {((1,) * 7,) * 2}}

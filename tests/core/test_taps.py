@@ -126,3 +126,17 @@ def test_the_vocabulary_sees_what_was_before_the_invertible_adapter() -> None:
     module: Any = model.parts.modules_of("adapters", "hi")["embed"]
     assert torch.allclose(leaving[0], module.inverse(entering[0]), atol=1e-6)
     assert not torch.allclose(leaving[0], entering[0])
+
+
+def test_compiled_code_is_not_shared_with_a_model_whose_hooks_it_lacks() -> None:
+    """torch.compile guards no hooks: what it made for a model without one must not serve for another of its class."""
+    inputs, found = tiny.inputs("llama"), []
+    for opened in (False, True):
+        backbone = Backbone(tiny.model("llama"))
+        site = next(site for site in backbone.sites if site.name == "embed")
+        if opened:
+            backbone.open(site)
+        backbone.trunk.compile(backend="eager")
+        with torch.no_grad(), backbone.runtime.running(Adding(site.index)):
+            found.append(backbone.trunk(**inputs)[0])
+    assert not torch.allclose(*found)

@@ -79,6 +79,7 @@ class Backbone:
         plain = isinstance(given, PlainModel)
         for module in [given] if plain else holders_of(self.trunk, family):  # a plain module calls a mask otherwise
             handles.append(module.register_forward_pre_hook(self.runtime.see, with_kwargs=True))
+            handles.append(module.register_forward_hook(self.runtime.leave, always_call=True))
         if plain:
             handles.append(given.listen())
         if self.discovery is not None:
@@ -117,6 +118,7 @@ class Backbone:
         if vocabulary is not None:
             HeadTap(site.index, self.runtime, vocabulary).place()
         self._open.add(site.index)
+        self.runtime.opened += f"{site.index}-"
 
     def ground(self, site: Site, shared: nn.Module | None = None) -> Ground:
         """What a module at a site may stand on: the frozen weight or norm there, and what its adapter shares."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -33,14 +34,20 @@ class Runtime:
         self.prefixes: dict[int, Positions] = {}
         self.mask: Tensor | None = None  # the tokens of this forward that are real, (B, T)
         self.rows = 1  # B at the last sub-layer that kept rows and tokens apart
+        self.outer: list[Tensor | None] = []  # the masks of the callers of what runs
+        # which sites have hooks that were placed later; asked in every forward, for torch.compile guards what is asked
+        # and not hooks: what it compiled without one would serve for a model of the same class that has it
+        self.opened = "-"
         self._turn = threading.Lock()
         self._owner: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # a copy starts at rest: locks do not copy, and a route belongs to one forward of one model
+        # a copy starts at rest: locks do not copy, and a route belongs to one forward of one model
+        return {"opened": self.opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
+        self.opened = state["opened"]
 
     @contextmanager
     def running(self, route: Route | None, mask: Tensor | None = None) -> Iterator[None]:
@@ -63,24 +70,30 @@ class Runtime:
 
     @contextmanager
     def _holding(self, route: Route | None, mask: Tensor | None) -> Iterator[None]:
-        before = self.route, self.mask, self.residuals, self.pending, self.prefixes
-        self.route, self.mask, self.residuals, self.pending, self.prefixes = route, mask, {}, {}, {}
+        before = self.route, self.mask, self.residuals, self.pending, self.prefixes, self.outer
+        self.route, self.mask, self.residuals, self.pending, self.prefixes, self.outer = route, mask, {}, {}, {}, []
         try:
             yield
         finally:
-            self.route, self.mask, self.residuals, self.pending, self.prefixes = before
+            self.route, self.mask, self.residuals, self.pending, self.prefixes, self.outer = before
 
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Forward pre-hook on the trunk and on what holds a stack: which tokens are real there, (B, T).
 
-        A decoder has a mask of its own, a vision tower none, and each step of `generate` a longer one. What is called
-        with a mask that is worked out already (B, 1, T, T) keeps that of its caller.
+        A decoder has a mask of its own, a vision tower none, and each step of `generate` one that speaks of the tokens
+        in the cache too. What is called with a mask that is worked out already (B, 1, T, T) keeps that of its caller.
         """
-        if self.route is None:
+        if self.route is None or not self.opened:
             return
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2):
-            self.mask = mask
+        told = mask if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2) else self.mask
+        self.outer.append(self.mask)
+        self.mask = _all_real(args, kwargs) if told is None else told
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forward hook on the same modules, also after an error: the caller's tokens are the ones that count again."""
+        if self.outer:
+            self.mask = self.outer.pop()
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """`context_fn` of torch.utils.checkpoint: recompute a layer under the route that its forward had."""
@@ -91,6 +104,18 @@ class Runtime:
         inside = self._owner == threading.get_ident()  # a backward that runs inside a forward, under its own route
         with self._holding(route, mask) if inside else self.running(route, mask):
             yield
+
+
+def _all_real(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The mask of tokens behind others that a cache holds, (B, earlier + T); None where there are no others."""
+    past = kwargs.get("past_key_values")
+    earlier = 0 if past is None else int(past.get_seq_length())
+    given = [*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+    entering = next((one for one in given if isinstance(one, Tensor)), None)
+    if not earlier or entering is None:
+        return None
+    rows, tokens = entering.shape[:2]
+    return torch.ones(rows, earlier + tokens, dtype=torch.long, device=entering.device)
 
 
 class SiteHook:
@@ -124,7 +149,7 @@ class SiteHook:
 
     def catch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Forward pre-hook on the module that receives the residual r."""
-        if self.runtime.route is not None:
+        if self.runtime.route is not None and self.runtime.opened:
             residual = args[self.position] if self.position < len(args) else kwargs.get(self.keyword)
             if not isinstance(residual, Tensor):
                 raise BackboneError(
