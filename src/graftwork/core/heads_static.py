@@ -90,7 +90,9 @@ LAYOUTS: dict[str, Layout] = {
     }),
     **_layouts(("ModernBert",), {
         "ForSequenceClassification": _MODERN,
+        "ForMultipleChoice": replace(_MODERN, kind="multiple_choice"),
         "ForTokenClassification": replace(_MODERN, kind="tagging", pooling="none"),
+        "ForQuestionAnswering": replace(_MODERN, kind="question_answering", pooling="none"),
         "ForMaskedLM": Layout("masked_lm", "decoder", "none", "head.dense", "=classifier_activation", "head.norm"),
     }),
     **_layouts(("GPT2",), {
