@@ -21,7 +21,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     folder = tmp_path_factory.mktemp("said")
     registry, made = Registry(folder / "registry"), recipe(folder, "spoken")
     for name, seed in (("a", 0), ("b", 1)):
-        changes = {"training.max_steps": 3, "training.seed": seed, "output": str(folder / name)}
+        changes = {"training.max_steps": 100, "training.seed": seed, "output": str(folder / name)}
         workflow.push(train(override(made, changes), registry=registry), registry, name)
     kinds = recipe(folder / "other", "multilabel")
     changes = {"model.name": made.model.name, "training.max_steps": 1}
@@ -35,7 +35,7 @@ def test_rows_say_the_same_alone_and_together(engine: Engine) -> None:
         {"text": "bad", "adapters": "Stack(b, a)", "head": "a", "target": "is bad"},
         {"text": "we", "adapters": "labels"},
         {"text": "the parcel was fine", "adapters": "b", "max_new_tokens": 2},
-        {"text": "good film", "adapters": "a", "max_new_tokens": 1, "target": "so"},
+        {"text": "good film", "adapters": "a", "max_new_tokens": 2, "target": "so"},
     ]
     together = engine.answer(rows)
     assert engine.counts.forwards == 3  # by head: a, b, and all that say nothing
@@ -46,11 +46,8 @@ def test_rows_say_the_same_alone_and_together(engine: Engine) -> None:
         assert answer.get("text") == alone.get("text")
         assert answer.get("log_likelihood") == pytest.approx(alone.get("log_likelihood"), abs=1e-3)
     texts = [answer.get("text") for answer in together]
-    assert texts[4] is not None
-    assert texts[0] is not None
-    assert texts[0].startswith(texts[4])
-    assert len(texts[3].split()) <= 2
-    assert len(texts[4].split()) <= 1
+    assert texts[0] in ("so good", "is bad")
+    assert texts[4] == texts[0].split()[0]  # of two pieces the first is [CLS]
     assert "text" not in together[2]
     assert together[1]["pieces"] == 4  # [CLS] is bad [SEP]
 
