@@ -20,7 +20,7 @@ from graftwork.errors import AdapterError, BackboneError
 def rows_of_text(config: MethodConfig, backbone: Backbone) -> Tensor | None:
     """The embeddings (n, D) of the text that a configuration's prompt begins as, or None where it has none.
 
-    Special tokens that the tokenizer puts around a text are among them, as in AdapterHub. Raises AdapterError for a base
+    Special tokens that the tokenizer puts around it are among them, as in AdapterHub. Raises AdapterError for a base
     without a tokenizer, without a table of tokens, or with one of another width than its prompts.
     """
     text = next((one.prompt_init_text for one in _prompts(config) if one.prompt_init == "from_string"), None)
