@@ -4,6 +4,7 @@ Parameters are counted by building the modules on the meta device: shapes withou
 """
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from graftwork.compose.grammar import parse
 from graftwork.compose.parts import Parts
 from graftwork.compose.tree import Composition, Fuse, fusions, leaves, show, top
 from graftwork.core.backbone import Backbone, load_skeleton
+from graftwork.core.families import FAMILIES, Family, family_of
 from graftwork.core.fusion import FUSIONS
 from graftwork.core.heads import HeadConfig
 from graftwork.core.kinds import ALIASES, NAMED, is_named, read_config, write_config
+from graftwork.core.papers import PAPERS
 from graftwork.errors import AdapterError, BackboneError, NotFound, UserError
 from graftwork.registry.package import MANIFEST, read, read_manifest
 from graftwork.registry.store import Registry
@@ -24,10 +27,14 @@ _MEMBERS = 3  # how many members a fusion is counted with; its size does not dep
 
 
 def describe(what: str, registry: Registry, *, model: str | None = None, method: str | None = None) -> dict[str, Any]:
-    """Say what `what` is: a package folder, a composition, a method, a package of the registry, or a model.
+    """Say what `what` is: `methods`, `families`, a package folder, a composition, a method, a package or a model.
 
-    model: count a method on this model. method: count only this method on a model. Raises UserErrors.
+    model: count methods on this model, or list its sites. method: count only this method on a model. Raises UserErrors.
     """
+    if what == "methods":
+        return methods(model)
+    if what == "families":
+        return families(model)
     if (Path(what) / MANIFEST).is_file():
         return _package(Path(what), what)
     if "(" in what:
@@ -45,6 +52,67 @@ def describe(what: str, registry: Registry, *, model: str | None = None, method:
                 f"package ({no_package}), nor a model ({no_model})"
             ) from no_model
     return _package(found.path, str(found))
+
+
+def methods(model: str | None = None) -> dict[str, Any]:
+    """Every named configuration: its aliases, method, paper and places; on a model also its parameters, or why none."""
+    backbone = None if model is None else Backbone(load_skeleton(model))
+    base = 0 if backbone is None else sum(parameter.numel() for parameter in backbone.model.parameters())
+    rows = []
+    for name, config in NAMED.items():
+        aliases = [alias for alias, meant in ALIASES.items() if meant == name]
+        row = {"name": name, "aliases": aliases, "method": config.kind, "paper": PAPERS[name]}
+        if backbone is None:
+            rows.append({**row, "goes to": config.where})
+            continue
+        try:
+            counted = _counted(backbone, name, base)
+        except AdapterError as error:
+            counted = {"refused": str(error)}
+        rows.append(row | {key: value for key, value in counted.items() if key != "method"})
+    described: dict[str, Any] = {"kind": "methods"} if model is None else {"kind": "methods", "model": model}
+    return described | {"methods": rows}
+
+
+def families(model: str | None = None) -> dict[str, Any]:
+    """Every row of the table of families; with a model, the one that describes it, as its configuration has it."""
+    elsewhere = "a model without a row: its sites are discovered and proven when it is loaded"
+    if model is None:
+        return {"kind": "families", "families": [_family(row) for row in FAMILIES], "discovery": elsewhere}
+    skeleton = load_skeleton(model)
+    row = family_of(skeleton.config, skeleton.base_model)
+    told = []
+    if row is not None:
+        places: dict[str, list[str]] = {}
+        for site in Backbone(skeleton).sites:
+            places.setdefault(site.place, []).append(site.kind)
+        kinds = {place: list(dict.fromkeys(found)) for place, found in places.items()}
+        told = [
+            _family(replace(row, variants=()))
+            | {"model types": [skeleton.config.model_type], "sub-layers": kinds["sublayer"]}
+            | {"linears": kinds.get("linear", []), "kv": [kind.removesuffix(".kv") for kind in kinds.get("kv", [])]}
+            | {place: place in kinds for place in ("embed", "prompt")}
+        ]
+    return {"kind": "families", "model": model, "families": told} | ({} if told else {"discovery": elsewhere})
+
+
+def _family(row: Family) -> dict[str, Any]:
+    """One row of the table as plain data: what its stacks and those of its variants have."""
+    if row.towers:
+        return {"model types": list(row.model_types), "stacks": [tower.name for tower in row.towers]}
+    stacks = [*row.stacks, *(stack for variant in row.variants for stack in variant.stacks)]
+    sites = [site for stack in stacks for site in stack.sites]
+    norms = {"sandwich" if site.inner else "post" if site.norm else "pre" for site in sites}
+    return {
+        "model types": list(row.model_types),
+        "norm": sorted(norms),
+        "stacks": list(dict.fromkeys(stack.name for stack in stacks if stack.name)),
+        "sub-layers": list(dict.fromkeys(site.kind for site in sites)),
+        "linears": list(dict.fromkeys(linear.kind for stack in stacks for linear in stack.linears)),
+        "kv": list(dict.fromkeys(one.kind for stack in stacks for one in stack.attentions)),
+        "embed": any(stack.embed for stack in stacks),
+        "prompt": any(stack.prompts and (stack.prompt or stack.embed) for stack in stacks),
+    }
 
 
 def _model(name: str, method: str | None) -> dict[str, Any]:

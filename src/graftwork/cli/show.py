@@ -14,8 +14,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(help="a model, method, package (folder or name@version) or composition")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="count a method on this model")] = None,
+    what: Annotated[str, typer.Argument(help="methods, families, a model, method, package or composition")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="count methods, or list sites, on this model")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="count only this method on a model")] = None,
     root: Root = None,
     as_json: AsJson = False,
@@ -24,6 +26,8 @@ def show(
 
     \b
     Examples:
+      graftwork show methods --model bert-base-uncased
+      graftwork show families
       graftwork show minilm
       graftwork show bert-base-uncased --method 'double_seq_bn[reduction_factor=12]'
       graftwork show 'Stack(hi, intent)'
