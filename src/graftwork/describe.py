@@ -111,7 +111,7 @@ def _family(row: Family) -> dict[str, Any]:
         "linears": list(dict.fromkeys(linear.kind for stack in stacks for linear in stack.linears)),
         "kv": list(dict.fromkeys(one.kind for stack in stacks for one in stack.attentions)),
         "embed": any(stack.embed for stack in stacks),
-        "prompt": any(stack.prompts and (stack.prompt or stack.embed) for stack in stacks),
+        "prompt": any(not stack.unprompted and (stack.prompt or stack.embed) for stack in stacks),
     }
 
 

@@ -65,7 +65,9 @@ def test_what_is_tried_and_what_is_refused() -> None:
     text = (ROOT / "docs" / "methods.md").read_text("utf8")
     refused = sum(refusal(method, family) is not None for method in METHODS for family in FAMILIES)
     pairs = len(METHODS) * len(FAMILIES)
-    found = re.search(r"(\d+) methods on (\d+) tiny models.*?: ([\d,]+) pairs, ([\d,]+) supported, (\d+) refused", text)
+    found = re.search(
+        r"(\d+) methods on (\d+) tiny models.*?: ([\d,]+) pairs, ([\d,]+) supported, (\d+) refused", text, re.S
+    )
     assert found is not None
     assert found.groups() == (
         *(str(len(METHODS)), str(len(FAMILIES)), f"{pairs:,}", f"{pairs - refused:,}", str(refused)),

@@ -1,4 +1,4 @@
-"""What every sort of method composes with, as docs/methods.md says it: each block is run over two adapters of a sort."""
+"""What every sort of method composes with, as docs/methods.md says it: each block is run over two of a sort."""
 
 from typing import Any
 
@@ -50,8 +50,7 @@ def composes(sort: str, block: Composition | list[str | None]) -> str:
             made.add_adapter_fusion(block)
         with torch.no_grad():
             found = made(**zoo.inputs("bert", rows=ROWS, tokens=TOKENS), adapters=block)[0]
-    except UserError as error:
-        assert len(str(error)) > 40, error
+    except UserError:
         return "no"
     assert found.isfinite().all()
     return "yes"
