@@ -119,6 +119,34 @@ def test_sound_is_counted_and_repeated_as_text_is(family: str) -> None:
     assert not torch.allclose(a, b)
 
 
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
+def test_heads_read_the_frames_that_are_real_not_the_samples(family: str) -> None:
+    """60 samples are 14 frames, the first 32 of them 7: what stands for a row is found among these."""
+    model, samples = AdapterModel(zoo.model(family)).eval(), zoo.inputs(family)["input_values"]
+    mask = (torch.arange(60) < torch.tensor([[60], [32]])).long()
+    frames = model(input_values=samples, attention_mask=mask).last_hidden_state
+    for pooling, expected in (
+        ("last", torch.stack([frames[0, 13], frames[1, 6]])),
+        ("mean", torch.stack([frames[0].mean(0), frames[1, :7].mean(0)])),
+    ):
+        model.add_classification_head(pooling, num_labels=3, pooling=pooling, layers=1)
+        linear = next(module for module in model.parts.head(pooling).modules() if isinstance(module, nn.Linear))
+        found = model(input_values=samples, attention_mask=mask, adapters=None, head=pooling).logits
+        torch.testing.assert_close(found, linear(expected))
+
+
+def test_a_prompt_of_an_encoder_is_no_part_of_what_its_decoder_reads() -> None:
+    model, given = AdapterModel(tiny.model("t5")).eval(), tiny.inputs("t5")
+    ids, mask = given["input_ids"], (torch.arange(7) < torch.tensor([[7], [4]])).long()
+    model.add_adapter("a", "prompt_tuning[prompt_length=3]")
+    model.add_classification_head("h", num_labels=3, pooling="last", layers=1)
+    linear = next(module for module in model.parts.head("h").modules() if isinstance(module, nn.Linear))
+    found = model(input_ids=ids, attention_mask=mask, adapters="a", head="h").logits
+    shifted = model.base._shift_right(ids)
+    read = model(input_ids=ids, attention_mask=mask, decoder_input_ids=shifted, adapters="a", head="none")[0]
+    torch.testing.assert_close(found, linear(torch.stack([read[0, 6], read[1, 3]])))
+
+
 def test_a_route_that_does_not_fit_the_batch_is_refused() -> None:
     model = adapted()
     with pytest.raises(CompositionError, match="Split covers 5 tokens, but the sequence at this site has 7"):

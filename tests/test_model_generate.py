@@ -10,12 +10,14 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaForCausalLM,
     T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from graftwork.compose.tree import BatchSplit, Parallel, Stack
 from graftwork.errors import AdapterError, CompositionError
 from graftwork.model import AdapterModel
-from tests import tiny
+from tests import tiny, zoo
 from tests.adapted import adapted, shaken
 
 GENERATORS: dict[str, type[Any]] = {
@@ -107,3 +109,20 @@ def test_what_cannot_generate_is_refused() -> None:
     with pytest.raises(ValueError, match="not_an_option"):
         model.generate(ids, adapters="a", not_an_option=1)
     assert model.backbone.runtime.route is None
+
+
+def test_what_is_heard_is_spoken_under_a_route() -> None:
+    torch.manual_seed(0)
+    config = {**zoo.model("whisper").config.to_dict(), "decoder_start_token_id": 1, "eos_token_id": 2}
+    base = tiny.stirred(WhisperForConditionalGeneration(WhisperConfig(**config)))
+    model = AdapterModel(base)
+    model.add_adapter("a", "double_seq_bn[reduction_factor=4]")
+    for seed in range(3):
+        shaken(model.parts, seed)
+    model.eval()
+    heard = {"input_features": zoo.inputs("whisper")["input_features"]}
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    plain, both = model.generate(**heard, adapters=None, **options), model.generate(**heard, adapters="a", **options)
+    assert not torch.equal(plain, both)
+    mixed = model.generate(**heard, adapters=["a", None], **options)
+    assert torch.equal(mixed, torch.stack([both[0], plain[1]]))

@@ -25,7 +25,7 @@ from graftwork.compose.claims import check_free, check_unfused
 from graftwork.compose.eject import eject_prefixes
 from graftwork.compose.forward import Asks, forward, headless
 from graftwork.compose.grammar import as_composition, as_fuse
-from graftwork.compose.inputs import for_heads, shape_of
+from graftwork.compose.inputs import SPOKEN_OF, for_heads, shape_of
 from graftwork.compose.merge import merge_adapter, reset_adapter
 from graftwork.compose.methods import adds, changes
 from graftwork.compose.parts import Parts
@@ -318,7 +318,7 @@ class AdapterModel(nn.Module):
         A base with a language-modelling head of its own answers unless `head` names one of ours; a bare trunk answers
         by the head of its rows. Parallel is refused: call once per branch. Raises AdapterError where none can speak.
         """
-        given = inputs if inputs is not None else options.get("input_ids", options.get("inputs_embeds"))
+        given = inputs if inputs is not None else next((options[key] for key in SPOKEN_OF if key in options), None)
         itself = hasattr(self.base, "generate") and self.base.can_generate() and head is None
         if given is None or not (itself or self.parts.head_configs):
             kind = type(self.base).__name__
@@ -339,7 +339,7 @@ class AdapterModel(nn.Module):
             else self.base
         )
         with self.backbone.runtime.running(plan.route):
-            return made.generate(inputs, **options)
+            return made.generate(*([] if inputs is None else [inputs]), **options)  # sounds go by their own name
 
     def activation_checkpointing_enable(
         self,

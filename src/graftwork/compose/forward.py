@@ -61,9 +61,11 @@ def forward(
     # the heads of an encoder-decoder read the decoder, which prompts do not make longer
     lead = None if backbone.config.is_encoder_decoder else next(key for key in ROWS if key in ready)
     places = None if lead is None or lead in SENSED else plan.places(ready[lead])
-    ready = plan.lengthen(ready)
+    given, ready = ready.get("attention_mask"), plan.lengthen(ready)
     with backbone.runtime.running(plan.route, ready.get("attention_mask")):
         output, mask = backbone.run_trunk(ready, options)
+    if lead is None and mask is ready.get("attention_mask"):
+        mask = given  # the decoder reads the encoder's text again, without the prompt
     beside = Beside(output.get("pooler_output"), ends, starts, asks.choices, places)
     if places is not None:
         beside = moved(beside, output[0].shape[1])

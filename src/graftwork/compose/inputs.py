@@ -18,6 +18,7 @@ from graftwork.errors import AdapterError
 # inputs whose first dimension is the batch
 ROWS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values", "decoder_input_ids")
 SENSED = ("pixel_values", "input_features", "input_values")  # those of them whose tokens only the model counts
+SPOKEN_OF = ROWS[:-1]  # what `generate` begins with
 _PLAIN_DIMENSIONS = {"input_ids": 2, "inputs_embeds": 3}
 SPAN = ("start_positions", "end_positions")
 

@@ -201,8 +201,7 @@ class Backbone:
         An encoder-decoder without decoder input reads its own input again, one to the right (Lewis et al. 2020). Raises
         BackboneError for a model whose trunk cannot be told from its task head.
         """
-        inputs = dict(inputs)
-        mask = inputs.get("attention_mask")
+        inputs, mask = dict(inputs), inputs.get("attention_mask")
         if self.config.is_encoder_decoder:
             if "decoder_input_ids" in inputs:
                 mask = inputs.get("decoder_attention_mask")
@@ -214,7 +213,8 @@ class Backbone:
                 f"a {type(self.trunk).__name__} gives no hidden states to a head of ours: load the model without its "
                 "own head (AutoAdapterModel.from_pretrained does), or ask for its own output with head='none'"
             )
-        return output, mask
+        frames: Any = getattr(self.trunk, "_get_feature_vector_attention_mask", None)  # sounds are masked by samples
+        return output, mask if mask is None or frames is None else frames(output[0].shape[1], mask)
 
     @property
     def fingerprint(self) -> str:
