@@ -54,7 +54,7 @@ def facts_of(backbone: Backbone) -> Facts:
         },
         dropout=heads.dropout,
         norm_eps=heads.norm_eps,
-        tied=heads.tied,
+        scaled=heads.scale != 1.0,
         padding=getattr(backbone.config.get_text_config(), "pad_token_id", None),
         embedding=None if embedding is None else embedding.detach(),
     )

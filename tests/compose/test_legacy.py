@@ -4,7 +4,7 @@ The same numbers on whole models stand in `tests/conformance`; here every quirk 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -29,6 +29,8 @@ CONFIGS = {
     "q": "par_bn[reduction_factor=8,scaling=1.5]",
     "gated": "seq_bn[reduction_factor=4,use_gating=True]",
     "plus": "adapter_plus[reduction_factor=4]",
+    "gone": "seq_bn[reduction_factor=4,leave_out=[0]]",
+    "inv": "seq_bn_inv[reduction_factor=4]",
     "l": "lora[r=2]",
     "m": "lora[r=3,alpha=12]",
 }
@@ -181,3 +183,32 @@ def test_an_adapter_alone_is_ours_where_the_sites_are_read_as_they_are() -> None
     backbone, parts = Backbone(tiny.model("t5")), Parts()
     parts.add_adapter("a", read_config("prefix_tuning_flat"), backbone, "adapters-1")
     assert parts.as_adapters("a")  # that library counts the positions of prefixes
+
+
+def test_a_fusion_fuses_the_members_that_a_layer_has() -> None:
+    fuse = Fuse("gone", "a")
+    world = World(fuse)
+    z = world.norm(world.h + world.r)
+    close(world.run(fuse).before, world.attended(fuse, z, [world.up("a", z)]))
+
+
+def test_an_invertible_adapter_in_a_fusion_is_that_of_the_first_member() -> None:
+    for tree, wanted in ((Fuse("inv", "a"), "inv"), (Fuse("a", "inv"), None)):
+        world = World(tree)
+        site = next(site for site in world.backbone.sites if site.name == "embed")
+        node = program(tree, len(world.backbone.sites), world.parts)[site.index]
+        assert node is (None if wanted is None else world.parts.adapter(wanted, site.index))
+
+
+def test_the_last_prefix_of_a_stack_stands_in_front() -> None:
+    backbone, parts = Backbone(tiny.model("t5")), Parts()
+    for name in ("first", "second"):
+        parts.add_adapter(name, read_config("prefix_tuning_flat[prefix_length=2]"), backbone, "adapters-1")
+    site = next(site for site in backbone.sites if site.place == "kv")
+    node: Any = program(Stack("first", "second"), len(backbone.sites), parts)[site.index]
+    first, second = (parts.adapter(name, site.index) for name in ("first", "second"))
+    given = torch.randn(1, 3, tiny.WIDTH)
+    found = node.positions(Reading(given, given, None))
+    assert found.counted
+    expected = torch.cat([cast(Any, second).keys, cast(Any, first).keys])
+    torch.testing.assert_close(found.keys[0], expected.transpose(0, 1))

@@ -54,3 +54,19 @@ def test_gemma_reads_through_the_last_layers_norm() -> None:
 def test_other_models_are_read_as_they_are(family: str) -> None:
     backbone = Backbone(zoo.model(family))
     assert all(backbone.view(site) is None for site in backbone.sites)
+
+
+def test_phis_feed_forward_has_no_residual() -> None:
+    backbone, at = view("phi", "layer.0/ffn")
+    given = reading(backbone.sites[0].width)
+    seen = at(given)  # type: ignore[operator]
+    assert torch.equal(seen.stream(NO_DELTA), given.output)
+    assert view("phi", "layer.0/attn")[1] is None
+
+
+def test_gemma_2s_embeddings_are_read_before_they_are_multiplied() -> None:
+    backbone, at = view("gemma2", "embed")
+    width = backbone.sites[0].width
+    given = reading(width)
+    seen = at(given)  # type: ignore[operator]
+    torch.testing.assert_close(seen.output * width**0.5, given.output)

@@ -140,3 +140,18 @@ def test_compiled_code_is_not_shared_with_a_model_whose_hooks_it_lacks() -> None
         with torch.no_grad(), backbone.runtime.running(Adding(site.index)):
             found.append(backbone.trunk(**inputs)[0])
     assert not torch.allclose(*found)
+
+
+def test_a_sub_layer_that_ends_in_a_linear_reads_what_the_linear_gives_by_now() -> None:
+    backbone = Backbone(tiny.model("llama"))
+    linear, sublayer = at(backbone, "layer.0/ffn.down"), at(backbone, "layer.0/ffn", 0.0)
+    plain = at(backbone, "layer.0/ffn", 0.0)
+    run(backbone, "llama", plain)
+
+    class Both(Adding):
+        def delta(self, site: int, reading: Reading) -> Delta | None:
+            found = linear.delta(site, reading)
+            return sublayer.delta(site, reading) if found is None else found
+
+    run(backbone, "llama", Both(-1))
+    torch.testing.assert_close(sublayer.read[0].output, plain.read[0].output + 1)

@@ -9,6 +9,7 @@ flags of the last adapter leaves the site. Where that differs from `reference.py
     Stack under a router    one pre-step with its first adapter, then its own
     Fuse of gated ones      attends to what they say without their gates
     Stack of LoRAs          the second one reads what the first one says: B₂A₂B₁A₁x
+    Fuse over missing members  fuses those that a layer has
     embeddings, prompts, ReFT  only the first adapter of the tree counts
 
 What that library computes wrongly is computed rightly here too: an Average is a mean, rows of a batch keep their own
@@ -39,7 +40,7 @@ from graftwork.core.adapter import Invertible, Prefix, Prompt
 from graftwork.core.bottleneck import Bottleneck
 from graftwork.core.fusion import Fusion
 from graftwork.core.lora import LoRA
-from graftwork.core.quirks import View
+from graftwork.core.quirks import Unscaled, View
 from graftwork.core.reft import Reft
 from graftwork.core.site import NO_DELTA, Delta, Positions, Reading
 from graftwork.core.union import Union
@@ -88,19 +89,22 @@ def marked(tree: Composition) -> Composition:
 
 
 def _bind(tree: Composition, site: int, modules: LegacyModules) -> Member | None:
-    native = bind(tree, site, modules)
-    if native is None:
-        return None
     found = {name: modules.adapter(name, site) for name in leaves(tree)}
     members = {name: _alone(module) for name, module in found.items() if module is not None}
-    view = modules.view(site)
-    if isinstance(tree, str):
-        native = native if view is None else cast(Member, _Viewed(native, view))
+    if not members:
+        return None
     if any(isinstance(member, Invertible | Prompt | Reft) for member in members.values()):
-        first = members.get(leaves(tree)[0])
-        return cast(Member, first)
+        first, seen = members.get(leaves(tree)[0]), modules.view(site)
+        if isinstance(seen, Unscaled) and isinstance(first, Invertible):
+            return cast(Member, _Smaller(first, seen))
+        return cast("Member | None", first)
+    view, native = modules.view(site), bind(tree, site, modules)
+    if isinstance(tree, str):
+        native = native if view is None else cast(Member, _Viewed(cast(Member, native), view))
     if isinstance(native, lengthen.Prefixes | Prefix):
-        return cast(Member, _Counted(native)) if modules.counts_prefixes() else native
+        if isinstance(native, lengthen.Prefixes):  # there every prefix goes in front of those before it
+            native = lengthen.Prefixes(native.members[::-1])
+        return cast(Member, _Counted(native) if modules.counts_prefixes() else native)
     if isinstance(tree, str):
         return native
     if all(isinstance(member, LoRA) for member in members.values()) and isinstance(tree, Stack):
@@ -127,6 +131,26 @@ class _Viewed:
 
     def __call__(self, reading: Reading, delta: Delta) -> Delta:
         return self.node(self.view(reading), delta)
+
+
+@dataclass(frozen=True, slots=True)
+class _Smaller:
+    """An invertible adapter of embeddings that are multiplied after it; a head undoes it as it is."""
+
+    node: Invertible
+    view: Unscaled
+
+    @property
+    def undone_at_head(self) -> bool:
+        """Whether a language-modelling head undoes it."""
+        return self.node.undone_at_head
+
+    def __call__(self, reading: Reading, delta: Delta) -> Delta:
+        return cast(Node, self.node)(self.view(reading), delta).times(self.view.factor)
+
+    def inverse(self, hidden: Tensor) -> Tensor:
+        """That of the adapter, (B, T, D) -> (B, T, D)."""
+        return self.node.inverse(hidden)
 
 
 @dataclass(frozen=True, slots=True)

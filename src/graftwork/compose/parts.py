@@ -93,15 +93,22 @@ class Parts(nn.Module):
         self.adapter_configs[name] = config
 
     def add_fusion(self, tree: Fuse, config: FusionConfig, backbone: Backbone, semantics: str = OUR_SEMANTICS) -> None:
-        """Build a fusion at every site where all members have a module. Raises AdapterError when there is none."""
+        """Build a fusion at every site where all members have a module. Raises AdapterError when there is none.
+
+        `adapters` fuses bottlenecks only, and in every layer alike: also where a member is left out.
+        """
         for member in leaves(tree):
             self.need_adapter(member)
-        modules: dict[Site, nn.Module] = {}
-        for site in backbone.sites:
-            if site.place in ("kv", "prompt") or (semantics != OUR_SEMANTICS and site.place != "sublayer"):
-                continue  # what lengthens is not attended to (`compose/lengthen.py`); `adapters` fuses bottlenecks only
-            if all(any(self.adapter(n, site.index) for n in leaves(child)) for child in tree.children):
-                modules[site] = _placed(Fusion(site.width, config), backbone, site)
+        ours = semantics == OUR_SEMANTICS
+        sites = [s for s in backbone.sites if s.place == "sublayer" or (ours and s.place not in ("kv", "prompt"))]
+        shared = [  # what lengthens is not attended to (`compose/lengthen.py`)
+            site
+            for site in sites
+            if all(any(self.adapter(n, site.index) for n in leaves(child)) for child in tree.children)
+        ]
+        kinds = {site.kind for site in shared}
+        chosen = shared if ours else [site for site in sites if site.kind in kinds]
+        modules = {site: _placed(Fusion(site.width, config), backbone, site) for site in chosen}
         if not modules:
             raise AdapterError(f"{show(tree)}: the members share no site, so there is nothing to fuse")
         self.store("fusions", tree.name, modules)

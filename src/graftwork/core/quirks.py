@@ -3,6 +3,8 @@
     ALBERT, attention      h and r are taken for each other
     ModernBERT             r is the input after its norm; before the attention's adapter stands the last layer's norm
     Gemma 2 and 3          the norm that an adapter reads through is the last layer's, whatever layer it sits in
+    Gemma 2, embeddings    invertible adapters read them before they are multiplied by the root of their width
+    Phi, feed-forward      there is no r
     T5, prefixes           relative positions count the prefix, so every real key is further away
 
 Only packages that say `semantics: adapters-1` are read so; the sites themselves are what the model's equations say.
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import torch
 from torch import nn
 
 from graftwork.core.locate import Located
@@ -46,13 +49,33 @@ def swapped(reading: Reading) -> Reading:
     return replace(reading, output=reading.residual, residual=reading.output)
 
 
+@dataclass(frozen=True)
+class Unscaled:
+    """Embeddings before they were multiplied; a change of them is to be multiplied in turn."""
+
+    factor: float
+
+    def __call__(self, reading: Reading) -> Reading:
+        smaller = reading.output / self.factor
+        return replace(reading, output=smaller, residual=smaller)
+
+
+def alone(reading: Reading) -> Reading:
+    """h without r."""
+    return replace(reading, residual=torch.zeros_like(reading.residual))
+
+
 def view_of(model_type: str, located: Located, last_layer: nn.Module) -> View | None:
-    """How a sub-layer site is read there, or None where it is read as it is."""
+    """How a site is read there, or None where it is read as it is."""
     site = located.site
+    if (model_type, site.kind) == ("gemma2", "embed"):
+        return Unscaled(float(located.modules["embed"].scalar_embed_scale))  # type: ignore[arg-type]
     if site.place != "sublayer":
         return None
     if (model_type, site.kind) == ("albert", "attn"):
         return swapped
+    if (model_type, site.kind) == ("phi", "ffn"):
+        return alone
     norm = _LAST_NORM.get((model_type, site.kind))
     if norm is None and model_type != "modernbert":
         return None

@@ -45,8 +45,8 @@ class LinearTap:
         self.columns = located.columns
 
     def place(self) -> None:
-        """Register the hook."""
-        self.module.register_forward_hook(self.change)
+        """Register the hook, before that of a sub-layer which ends in this linear and reads what it gives."""
+        self.module.register_forward_hook(self.change, prepend=True)
 
     def weight(self) -> Tensor:
         """The frozen weight of these columns, (width, inputs), in floating point."""

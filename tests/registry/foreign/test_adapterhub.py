@@ -321,3 +321,12 @@ def test_every_golden_folder_imports_with_no_tensor_unaccounted(entry: dict[str,
     digests = {imported.name: "0" * 64 for imported in found}
     for fusion in case["fusions"]:
         assert to_package(read_fusion(folder / fusion["path"]), members=digests).digest
+
+
+def test_two_bottlenecks_of_a_union_take_each_their_own_place(tmp_path: Path) -> None:
+    first = {**SEQ_BN, "mh_adapter": True, "output_adapter": False}
+    config = {"architecture": "union", "configs": [first, SEQ_BN]}
+    attention = bottleneck("encoder.layer.0.attention.output.adapters.a.")
+    (found,) = read_adapterhub(write(tmp_path / "a", meta(config), {**attention, **bert_bottleneck(layers=1)}))
+    assert {name.rpartition("/")[2].split(".")[0] for name in found.tensors if "/attn/" in name} == {"0"}
+    assert {name.rpartition("/")[2].split(".")[0] for name in found.tensors if "/ffn/" in name} == {"1"}

@@ -75,7 +75,7 @@ def test_what_the_base_decides(tmp_path: Path) -> None:
     assert read_head(folder, facts=Facts(embedding=rand(11, WIDTH) + 1)).tensors.keys() >= {"head/layers.3.weight"}
     t5 = head(tmp_path / "t5", TWO, linear("heads.a.1", 3), model_type="t5")
     assert read(t5)["options"] == {"scale": WIDTH**-0.5}
-    assert read(t5, Facts(tied=False))["options"] == {}
+    assert read(t5, Facts(scaled=False))["options"] == {}
     assert read(t5, Facts(dropout=0.3))["dropout"] == 0.3
 
 

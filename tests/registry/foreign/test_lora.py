@@ -127,7 +127,7 @@ def test_vera_becomes_the_lora_that_it_equals(tmp_path: Path, dora: bool) -> Non
     assert found.method["kind"] == ("dora" if dora else "lora")
     assert (site + "magnitude" in found.tensors) == dora
     assert {fate.source for fate in found.fates} == own.keys() | shared.keys()
-    with pytest.raises(PackageError, match="lora_A is missing"):
+    with pytest.raises(PackageError, match="from a bare model"):
         read_adapterhub(write(tmp_path / "b", meta(config), own))
 
 
@@ -160,3 +160,31 @@ def test_half_a_pair_is_refused(tmp_path: Path) -> None:
     theirs.pop(SELF + "query.loras.a.lora_B")
     with pytest.raises(PackageError, match="lora_B is missing"):
         read_adapterhub(write(tmp_path / "a", meta(LORA), theirs))
+
+
+def test_alpha_of_an_ia3_reaches_every_part_of_a_merged_linear(tmp_path: Path) -> None:
+    scale = {"architecture": "lora", "r": 1, "alpha": 2, "attn_matrices": ["k"], "composition_mode": "scale"}
+    theirs = {"h.0.attn.c_attn.loras.a.lora_B": rand(WIDTH, 1)}
+    found = one(write(tmp_path / "a", meta(scale, model_type="gpt2"), theirs))
+    assert torch.equal(found.tensors["adapter/layer.0/attn.query/scale"], torch.ones(WIDTH))
+    assert torch.equal(found.tensors["adapter/layer.0/attn.key/scale"], theirs["h.0.attn.c_attn.loras.a.lora_B"][:, 0])
+    assert found.method is not None
+    assert found.method["attn_matrices"] == ["q", "k", "v"]
+    plain = one(write(tmp_path / "b", meta(scale | {"alpha": 1}, model_type="gpt2"), theirs))
+    assert plain.sites == ("layer.0/attn.key",)
+
+
+def test_debertas_other_linears_take_the_rank_of_its_projection(tmp_path: Path) -> None:
+    linear, projection = "encoder.layer.0.intermediate.dense", SELF + "in_proj"
+    theirs = pair(linear, outputs=16)
+    theirs |= {f"{projection}.loras.a.lora_A": rand(4, WIDTH), f"{projection}.loras.a.lora_B": rand(2 * WIDTH, 2)}
+    places = tuple(Place(f"layer.0/attn.{part}", 0, WIDTH, WIDTH) for part in ("query", "key", "value"))
+    facts = Facts(places={projection: places})
+    (found,) = read_adapterhub(
+        write(tmp_path / "a", meta(LORA | {"intermediate_lora": True}, model_type="deberta"), theirs), facts=facts
+    )
+    a, b = (found.tensors[f"adapter/layer.0/ffn.up/{name}"] for name in "ab")
+    assert a.shape == (4, WIDTH)
+    torch.testing.assert_close(b @ a, theirs[f"{linear}.loras.a.lora_B"] @ theirs[f"{linear}.loras.a.lora_A"])
+    assert found.method is not None
+    assert (found.method["r"], found.method["alpha"]) == (4, 4)

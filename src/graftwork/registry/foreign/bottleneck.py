@@ -58,6 +58,7 @@ INVERTIBLE: dict[str, Any] = {"inv_adapter": None, "inv_adapter_reduction_factor
 _FORMERLY: dict[str, tuple[Any, ...]] = {"attention_type": ("sent-lvl", None), "new_attention_norm": (False, None)}
 _RENAMED = {"gelu": "gelu_new", "gelu_orig": "gelu"}  # what version 1 and 2 meant
 
+_FIELDS = {"attn": "mh_adapter", "ffn": "output_adapter", "cross": "cross_adapter"}
 _MODULES = {
     "adapter_up": "up",
     "adapter_norm_before": "norm_before",
@@ -140,7 +141,7 @@ def read_bottleneck(
     for key in keys:
         if key.collection == "adapters":
             site = layout.site(key.place)
-            if site is not None:
+            if site is not None and config[_FIELDS[site.rpartition("/")[2]]]:  # of a union, another member's otherwise
                 _take(ledger, key, f"adapter/{site}", config)
         elif key.collection == "invertible" and layout.is_embed(key.place):
             ledger.take(key.text, f"adapter/{layout.embed_site}/{key.leaf}")

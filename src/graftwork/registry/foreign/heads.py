@@ -3,7 +3,7 @@
     heads.NAME.1.weight -> head/layers.1.weight        the numbers count dropout and activation, in both
 
 What a file leaves to the model's configuration is taken from `Facts`, else from what the model type usually has:
-the rate of dropout, the epsilon of a norm, whether T5 ties its embeddings (and then scales what its heads read).
+the rate of dropout, the epsilon of a norm, whether T5 scales what its heads read.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,6 @@ _KNOWN = {
 _LAST = ("gpt2", "gptj", "llama", "mistral")  # their classification reads the last token
 _ENDS = ("bart", "mbart", "plbart", "t5", "mt5", "whisper")  # theirs the last end-of-sequence token
 _EPSILON = {"roberta": 1e-5, "xlm-roberta": 1e-5, "xmod": 1e-5, "deberta": 1e-7, "deberta-v2": 1e-7}
-_TIED = ("t5",)
 _OUTSIDE = ("prefix_tuning", "shared_parameters", "invertible_adapters", "prompt_tuning")
 
 
@@ -246,8 +245,8 @@ def _epsilon(source: _Source) -> float:
 
 
 def _scale(source: _Source) -> float:
-    """T5 multiplies what any head reads by D ** -0.5 where its embeddings are tied."""
+    """T5 multiplies what any head reads by D ** -0.5 where it says so: T5 1.1 and mT5 do not."""
     if source.model_type not in ("t5", "mt5"):
         return 1.0
-    tied = source.model_type in _TIED if source.facts.tied is None else source.facts.tied
-    return float(source.width**-0.5) if tied else 1.0
+    scaled = source.model_type == "t5" if source.facts.scaled is None else source.facts.scaled
+    return float(source.width**-0.5) if scaled else 1.0

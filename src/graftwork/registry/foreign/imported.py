@@ -57,14 +57,14 @@ class Facts:
 
     kv: site of the keys and values -> (heads, width of one head). places: path of a frozen linear in the trunk -> its
     sites, in the order of the model. What a head takes from the model: dropout, the epsilon of its
-    norm, whether embeddings are tied, the id of padding, and the input embedding itself, which a head may share.
+    norm, whether T5 scales what heads read, the id of padding, and the input embedding itself, which a head may share.
     """
 
     kv: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
     dropout: float | None = None
     norm_eps: float | None = None
-    tied: bool | None = None
+    scaled: bool | None = None
     padding: int | None = None
     embedding: torch.Tensor | None = None
 

@@ -142,7 +142,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(("bert",), "bert", _BERT_STACK),
     Layout(("roberta", "xlm-roberta", "xmod"), "roberta", _BERT_STACK),
     Layout(("electra",), "electra", _BERT_STACK),
-    Layout(("bert-generation",), "encoder", _BERT_STACK),
+    Layout(("bert-generation",), "bert", _BERT_STACK),
     Layout(("deberta-v2",), "deberta", (Stack("", "encoder.layer.#", _DEBERTA_V2),)),
     Layout(("deberta",), "deberta", (Stack("", "encoder.layer.#", _DEBERTA),), merged=_MERGED, by_heads=True),
     Layout(

@@ -77,6 +77,8 @@ def read_lora(
             continue  # left over: the ledger names it
         tensors = {leaf: ledger.given[key.text] for leaf, key in own.items()}
         tensors, sources, how = _unfolded(ledger, config, tensors, own, shared)
+        if layout.by_heads and not site.endswith("attn.qkv"):
+            tensors = _padded(tensors, len(set(config["attn_matrices"]) & set("qkv")) if config["selfattn_lora"] else 1)
         if layout.by_heads and site.endswith("attn.qkv"):
             kinds |= _put_by_heads(ledger, bare(layout.prefix, place), tensors, sources, config, facts)
         else:
@@ -98,6 +100,11 @@ def _unfolded(
         how = "flattened"
     elif config["kind"] == "vera":
         named, how = {}, "folded: A' = D·A and b = B'·B, one LoRA"
+        if not shared:
+            raise PackageError(
+                f"{ledger.where}: a VeRA whose shared matrices are not in the file: AdapterHub loses them when it "
+                "saves from a bare model. Save it again from a model with a head"
+            )
         a, b = (_need(ledger, {n: ledger.given[k.text] for n, k in shared.items()}, n, shared) for n in _PAIR)
         d, back = (_need(ledger, tensors, name, own) for name in ("vera_D", "vera_B"))
         wrong = d.shape[-1] != a.shape[0] or back.shape[-1] != b.shape[0]
@@ -146,6 +153,19 @@ def _put(
             ledger.fold(sources[name], f"adapter/{site}/{name}", tensor, how)
         return {kind}
     chosen = [part for part in parts if _letter(part) in config["attn_matrices"]]
+    if config["kind"] == "ia3" and config["alpha"] != 1 and not config["use_gating"]:
+        for part in parts:
+            if part not in chosen:  # alpha multiplies the whole output there, adapted or not
+                ones = torch.ones(tensors["scale"].shape[0] // max(1, len(chosen)))
+                ledger.fold(sources["scale"], f"adapter/{head}/{part}/scale", ones, f"ones: alpha reaches {part} too")
+        return _sliced(ledger, head, chosen, tensors, sources) | set(parts)
+    return _sliced(ledger, head, chosen, tensors, sources)
+
+
+def _sliced(
+    ledger: Ledger, head: str, chosen: list[str], tensors: Mapping[str, torch.Tensor], sources: Mapping[str, list[str]]
+) -> set[str]:
+    """Give every part of a merged linear its rows."""
     for number, part in enumerate(chosen):
         for name, tensor in tensors.items():
             sliced = _slice(ledger, name, tensor, number, len(chosen))
@@ -190,6 +210,16 @@ def _put_by_heads(
     return {site.kind for site in sites}
 
 
+def _padded(tensors: Mapping[str, torch.Tensor], times: int) -> dict[str, torch.Tensor]:
+    """a and b of `times` their rank, with zeros: DeBERTa's projection needs that rank, and all linears have one."""
+    padded = dict(tensors)
+    if "a" in tensors:
+        a, b = tensors["a"], tensors["b"]
+        padded["a"] = torch.cat([a, a.new_zeros((times - 1) * a.shape[0], a.shape[1])])
+        padded["b"] = torch.cat([b, b.new_zeros(b.shape[0], (times - 1) * b.shape[1])], dim=1)
+    return padded
+
+
 def _slice(ledger: Ledger, name: str, tensor: torch.Tensor, number: int, count: int) -> torch.Tensor:
     """Part `number` of `count` of a merged linear's tensor."""
     if not count or tensor.shape[0] % count:
@@ -202,7 +232,7 @@ def _config(config: Mapping[str, Any], kinds: set[str], layout: Layout, ledger: 
     """The configuration that says which linears have tensors."""
     config = dict(config)
     dora = config.pop("dora")
-    if layout.by_heads and "r" in config and kinds & {"attn.query", "attn.key", "attn.value"}:
+    if layout.by_heads and config["kind"] != "ia3" and kinds & {"attn.query", "attn.key", "attn.value"}:
         count = len(set(config["attn_matrices"]) & set("qkv"))
         config |= {"r": config["r"] * count, "alpha": config["alpha"] * count}
     attention = {_letter(kind) for kind in kinds if kind.startswith(("attn.", "cross."))}
