@@ -33,6 +33,14 @@ def _backward(model: AdapterModel, _: Path) -> None:
     optimiser.step()
 
 
+def _merged(model: AdapterModel, _: Path) -> None:
+    model.add_adapter("l", "lora[r=2]")
+    shaken(model.parts, seed=4)
+    model.merge_adapter("l")
+    model(**GIVEN, adapters="l", head="a")
+    model.reset_adapter()
+
+
 def _folded(model: AdapterModel, _: Path) -> None:
     model.execution = "folded"
     with torch.no_grad():
@@ -66,6 +74,8 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
     "add_seq2seq_lm_head": lambda m, _: m.add_seq2seq_lm_head("c"),
     "add_regression_head": lambda m, _: m.add_regression_head("c"),
     "add_tagging_head": lambda m, _: m.add_tagging_head("c", 4),
+    "average_adapter": lambda m, _: (m.average_adapter("c", {"a": 0.3, "b": 0.7}), m(**GIVEN, adapters="c", head="a")),
+    "average_head": lambda m, _: m.average_head("c", ["a", "b"]),
     "config": lambda m, _: (m.set_active_adapters("a"), setattr(m.config, "id2label", {0: "mine"})),
     "default_dropout": lambda m, _: m.default_dropout,
     "default_pooling": lambda m, _: m.default_pooling,
@@ -90,6 +100,8 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
     "load_adapter_fusion": _loaded,
     "load_head": _loaded,
     "load_state_dict": lambda m, _: m.load_state_dict({key: value + 1 for key, value in m.state_dict().items()}),
+    "merge_adapter": _merged,
+    "reset_adapter": _merged,
     "package": lambda m, _: (m.package("a"), m.package("ab"), m.package("h")),
     "register_custom_head": lambda m, _: (
         m.register_custom_head("plain", lambda width, outputs: nn.Linear(width, outputs)),

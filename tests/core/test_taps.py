@@ -13,7 +13,7 @@ from graftwork.core.site import Delta, Positions, Reading
 from graftwork.core.taps import weight_of
 from graftwork.errors import BackboneError
 from graftwork.model import AdapterModel
-from tests import tiny
+from tests import tiny, zoo
 
 
 class Adding:
@@ -98,6 +98,19 @@ def test_embeddings_change_once_in_a_forward(family: str) -> None:
     run(backbone, family, route)
     run(backbone, family, route)
     assert len(route.read) == 2
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma", "gemma3"])
+def test_a_model_that_looks_up_the_embeddings_of_its_text_tower_is_changed_in_every_forward(family: str) -> None:
+    backbone = Backbone(zoo.model(family))
+    name = next(site.name for site in backbone.sites if site.place == "embed")
+    route = at(backbone, name)
+    made = []
+    for _ in range(2):
+        with torch.no_grad(), backbone.runtime.running(route):
+            made.append(backbone.trunk(**zoo.inputs(family))[0])
+    assert len(route.read) == 2
+    assert torch.equal(made[0], made[1])
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])

@@ -75,4 +75,5 @@ def _moved(stack: LayerStack, tower: Tower, path: str) -> LayerStack:
         prompt=None if prompt is None else f"{path}.{prompt}",
         lengthens="entry" if tower.enters else stack.lengthens,
         unprompted=tower.unprompted or stack.unprompted,
+        outside=tower.outside or stack.outside,
     )

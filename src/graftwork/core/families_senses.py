@@ -90,7 +90,7 @@ _VISION = Tower("vision", "vision_config", "vision_model", absent=True, unprompt
 _SEEN = Tower(
     "vision", "vision_config", "vision_tower", unprompted="its patches go to places that are counted beforehand"
 )
-_READ = Tower("text", "text_config", "language_model", enters=True)
+_READ = Tower("text", "text_config", "language_model", enters=True, outside=True)
 _MASKED = replace(
     _READ, enters=False, unprompted="it makes the masks of its images and tokens before these reach the layers"
 )

@@ -83,7 +83,7 @@ class LayerStack:
     layers: the path of the list; `groups.*.layers` are the lists of all groups, one after another. embed: the module
     whose output are the embeddings that enter the first layer. prompt: the one whose output may get longer, where that
     is another (before positions are added). lengthens: how that is done (`core/embedded.py`). unprompted: why it cannot
-    be done.
+    be done. outside: whether the whole model looks the embeddings up, and not the module that holds them.
     """
 
     name: str
@@ -96,6 +96,7 @@ class LayerStack:
     prompt: str | None = None
     lengthens: str = "output"
     unprompted: str = ""
+    outside: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class Tower:
     """A model inside a model, of a family of its own: `config` names its configuration, `path` its module.
 
     Its one stack is called as the tower is. absent: some classes of the model come without it. embeds: whether anything
-    may attach to its embeddings. enters: prompts are put in where it is given embeddings. unprompted: as in a stack.
+    may attach to its embeddings. enters: prompts are put in where it is given embeddings. unprompted, outside: as in a
+    stack.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Tower:
     embeds: bool = True
     enters: bool = False
     unprompted: str = ""
+    outside: bool = False
 
 
 @dataclass(frozen=True)

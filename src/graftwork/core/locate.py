@@ -175,7 +175,8 @@ def _embeddings(trunk: nn.Module, stack: LayerStack) -> Iterator[Located]:
         width = _last_width(module, parent)
         if width is not None:
             site = Site(-1, stack.name, -1, -1, kind, width, width)
-            modules = {"embed": module, "parent": parent, "holder": trunk.get_submodule(_holder(stack))}
+            caller = trunk if stack.outside else parent  # whose call means that embeddings are made anew
+            modules = {"embed": module, "parent": caller, "holder": trunk.get_submodule(_holder(stack))}
             yield Located(site, modules, module if _weighted(module) else parent, way=stack.lengthens)
 
 
