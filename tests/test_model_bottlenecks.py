@@ -305,3 +305,16 @@ def test_counts_on_bert_base(config: str) -> None:
     with torch.device("meta"):
         parts.add_adapter("a", read_config(config), Backbone(load_skeleton("bert-base-uncased")))
     assert parts.count("adapters", "a") == COUNTS[config]
+
+
+@pytest.mark.parametrize("flags", ["", ",shared_phm_rule=False", ",factorized_phm_rule=True"])
+def test_a_rule_that_shall_not_learn_is_not_trained_nor_counted(flags: str) -> None:
+    model = AdapterModel(tiny.model("bert"))
+    model.add_adapter("a", f"compacter[reduction_factor=8,phm_dim=2,learn_phm=False{flags}]")
+    model.train_adapter("a")
+    rules = {name for name, _ in model.parts.named_parameters() if "rule" in name}
+    trained = {name for name, parameter in model.parts.named_parameters() if parameter.requires_grad}
+    assert rules
+    assert trained == {name for name, _ in model.parts.named_parameters()} - rules
+    model(**tiny.inputs("bert"), head="none")[0].sum().backward()
+    assert all(model.parts.get_parameter(name).grad is not None for name in trained)

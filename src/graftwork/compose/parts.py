@@ -255,11 +255,16 @@ class Parts(nn.Module):
         return sum(tensor.numel() for tensor in self.tensors(table, name).values())
 
     def train_only(self, chosen: Iterable[tuple[str, str]]) -> None:
-        """Let exactly the parts (table, name) receive gradients. Raises AdapterError while an adapter is merged."""
+        """Let exactly the parts (table, name) receive gradients, but what a module lists as `frozen`.
+
+        Raises AdapterError while an adapter is merged.
+        """
         self.need_unmerged("nothing can be trained")
         self.requires_grad_(False)
         for table, name in chosen:
-            getattr(self, table)[_key(name)].requires_grad_(True)
+            for module in getattr(self, table)[_key(name)].modules():
+                for key, parameter in module.named_parameters(recurse=False):
+                    parameter.requires_grad_(key not in getattr(module, "frozen", ()))
             if table == "adapters":
                 self.origins.pop(name, None)
 

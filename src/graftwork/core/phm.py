@@ -162,6 +162,7 @@ def _add_rule(
         else:
             nn.init.uniform_(values, -spread[1], spread[1], generator=source)
         module.register_parameter(name, values)
+    module.frozen = () if config.learn_phm else tuple(shapes)  # type: ignore[assignment]
 
 
 def _add_matrices(
