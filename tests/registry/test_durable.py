@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from graftwork.registry.durable import exchange, locked, place, replace_file, write_file, write_folder
+from graftwork.registry.durable import exchange, locked, new_folder, place, replace_file, write_file, write_folder
 
 
 def test_a_file_is_created_once(tmp_path: Path) -> None:
@@ -71,3 +71,13 @@ def test_one_holder_of_a_lock_at_a_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == [1] * 8
+
+
+def test_a_new_folder_is_there_whole_or_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "new"
+    assert new_folder(folder, {"a": b"1"})
+    assert not new_folder(folder, {"a": b"2"})
+    with pytest.raises(FileNotFoundError):
+        new_folder(tmp_path / "in" / "other", {"a": b"1", "no/such": b"2"})
+    assert [path.name for path in folder.parent.iterdir()] == ["new"]
+    assert (folder / "a").read_bytes() == b"1"

@@ -41,6 +41,20 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     sync(folder)
 
 
+def new_folder(folder: Path, files: Mapping[str, bytes]) -> bool:
+    """Write a folder where nothing, or an empty one, stands, else False; what fails leaves nothing."""
+    fresh = sibling(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    placed = False
+    try:
+        write_folder(fresh, files)
+        placed = place(fresh, folder)
+    finally:
+        if not placed:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return placed
+
+
 def place(fresh: Path, folder: Path) -> bool:
     """Rename a finished folder to where nothing, or an empty folder, stands; False when something else does."""
     try:

@@ -16,8 +16,7 @@ import torch
 
 from graftwork.errors import Conflict, PackageError
 from graftwork.manifest import HeadSpec, Manifest
-from graftwork.registry.durable import place as put_in_place
-from graftwork.registry.durable import sibling, write_folder
+from graftwork.registry.durable import new_folder
 from graftwork.registry.foreign import adapterhub, heads
 from graftwork.registry.foreign.hub_methods import Hub, write_method
 from graftwork.registry.foreign.imported import UNKNOWN, Facts
@@ -73,13 +72,7 @@ def write_adapterhub(package: Package, folder: Path | str, facts: Facts = UNKNOW
         files[adapterhub.ADAPTER_PICKLED] = _pickle(hub.state)
     if manifest.head is not None:
         _write_head(hub, manifest, manifest.head, _part(package, "head"), files)
-    fresh = sibling(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    write_folder(fresh, files)
-    if not put_in_place(fresh, folder):
-        for path in fresh.iterdir():
-            path.unlink()
-        fresh.rmdir()
+    if not new_folder(folder, files):
         raise Conflict(f"{folder}: is there already; choose another folder")
     return list(files)
 

@@ -18,8 +18,7 @@ import safetensors.torch
 import torch
 
 from graftwork.errors import Conflict, PackageError
-from graftwork.registry.durable import place as put_in_place
-from graftwork.registry.durable import sibling, write_folder
+from graftwork.registry.durable import new_folder
 from graftwork.registry.foreign.imported import Facts, Place
 from graftwork.registry.foreign.linears import ROOT
 from graftwork.registry.foreign.peft import CONFIG, SAFE
@@ -66,13 +65,7 @@ def write_peft(package: Package, folder: Path | str, facts: Facts, *, prefix: st
         CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
         SAFE: safetensors.torch.save(state, metadata={"format": "pt"}),
     }
-    fresh = sibling(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    write_folder(fresh, files)
-    if not put_in_place(fresh, folder):
-        for path in fresh.iterdir():
-            path.unlink()
-        fresh.rmdir()
+    if not new_folder(folder, files):
         raise Conflict(f"{folder}: is there already; choose another folder")
     return list(files)
 
