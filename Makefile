@@ -59,6 +59,9 @@ peers: setup $(HUB)/.installed $(PEFT)/.installed  ## compare with the real adap
 	$(OFFLINE) $(PY) benchmarks/peers/write_cases.py $(SHARED)/conformance $(HUB)/cases
 	$(OFFLINE) $(HUB)/bin/python benchmarks/peers/load_cases.py $(SHARED)/conformance $(HUB)/cases
 	$(OFFLINE) $(PEFT)/bin/python benchmarks/peers/peft_both_ways.py $(SHARED)/conformance/bases
+	rm -rf $(HUB)/fresh
+	$(OFFLINE) $(HUB)/bin/python benchmarks/peers/make_golden.py $(HUB)/fresh --thin $(or $(THIN),1)
+	$(OFFLINE) $(PATIENT) $(PY) benchmarks/conformance.py $(HUB)/fresh --quiet
 
 $(HUB)/.installed: | $(INSTALLED)
 	$(PY) -m venv $(HUB)
