@@ -73,10 +73,12 @@ def test_what_the_base_decides(tmp_path: Path) -> None:
     assert "head/layers.3.weight" not in tied.tensors
     assert "head/layers.3.bias" in tied.tensors
     assert read_head(folder, facts=Facts(embedding=rand(11, WIDTH) + 1)).tensors.keys() >= {"head/layers.3.weight"}
-    t5 = head(tmp_path / "t5", TWO, linear("heads.a.1", 3), model_type="t5")
+    rows = head(tmp_path / "rows", TWO, linear("heads.a.1", 3), model_type="t5")
+    assert read(rows)["options"] == {}  # what stands for a row is read before the factor
+    assert read(rows, Facts(dropout=0.3))["dropout"] == 0.3
+    t5 = head(tmp_path / "t5", TWO | {"head_type": "question_answering"}, linear("heads.a.1", 2), model_type="t5")
     assert read(t5)["options"] == {"scale": WIDTH**-0.5}
     assert read(t5, Facts(scaled=False))["options"] == {}
-    assert read(t5, Facts(dropout=0.3))["dropout"] == 0.3
 
 
 def test_a_parser_and_labels_that_do_not_fit(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def _flexible(written: Mapping[str, Any], name: str, source: _Source, ledger: Le
         options |= _tied(ledger, f"heads.{name}.", source)
     if kind != "dependency_parsing" and not _has_bias(ledger, f"heads.{name}."):
         options |= {"bias": False}
-    scale = _scale(source)
+    # T5's classification reads what stands before the factor
+    scale = 1.0 if kind in ("classification", "multilabel_classification") else _scale(source)
     options |= {"scale": scale} if scale != 1.0 else {}
     return {
         "kind": "regression" if kind == "classification" and count == 1 else kind,
