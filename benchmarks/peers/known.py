@@ -46,8 +46,8 @@ def _ours(case: Case) -> str:
         return (
             "graftwork does not read this class's own head: all of it is the base's embedding, or the class is unknown"
         )
-    if case.family == "deberta" and "PromptTuning" in text:
-        return "graftwork: prompts on DeBERTa 1 differ, which is not mended yet"
+    if case.family.startswith("deberta") and "PromptTuning" in text:
+        return "prompts on DeBERTa differ, and it has not been found out which side is right"
     if case.family.startswith("xmod") and "Reft" in text:
         return "graftwork edits X-MOD's layers before their last norm: a difference that is not mended yet"
     return ""
