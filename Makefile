@@ -65,7 +65,7 @@ peers: setup $(HUB)/.installed $(PEFT)/.installed  ## compare with the real adap
 
 $(HUB)/.installed: | $(INSTALLED)
 	$(PY) -m venv $(HUB)
-	$(HUB)/bin/python -m pip install --quiet 'adapters==1.3.0' torch
+	$(HUB)/bin/python -m pip install --quiet 'adapters==1.3.0' $(shell grep '^torch==' constraints.txt)
 	@touch $@
 
 $(PEFT)/.installed: | $(INSTALLED)
