@@ -41,6 +41,24 @@ def _merged(model: AdapterModel, _: Path) -> None:
     model.reset_adapter()
 
 
+class _Words:
+    def get_vocab(self) -> dict[str, int]:
+        return {f"word{number}": number for number in range(tiny.VOCABULARY + 5)}
+
+
+def _spoken(model: AdapterModel) -> None:
+    model.add_embeddings("new", _Words())
+    model(**GIVEN, head="a")
+    model.generate(GIVEN["input_ids"], adapters="a", max_new_tokens=2)
+
+
+def _reread(model: AdapterModel, folder: Path) -> None:
+    _spoken(model)
+    model.save_embeddings(folder / "e", "new")
+    model.load_embeddings(folder / "e", "again")
+    model(**GIVEN, head="a")
+
+
 def _folded(model: AdapterModel, _: Path) -> None:
     model.execution = "folded"
     with torch.no_grad():
@@ -53,6 +71,7 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
     "activation_checkpointing_enable": lambda m, _: m.activation_checkpointing_enable({"use_reentrant": False}),
     "gradient_checkpointing_enable": lambda m, _: m.gradient_checkpointing_enable(),
     "active_adapters": lambda m, _: setattr(m, "active_adapters", "Stack(a, b)"),
+    "active_embeddings": lambda m, _: m.active_embeddings,
     "active_head": lambda m, _: setattr(m, "active_head", "h"),
     "adapter_summary": lambda m, _: str(m.adapter_summary()),
     "adapter_to": lambda m, _: m.adapter_to("a", "cpu", torch.float64),
@@ -66,6 +85,7 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
     ),
     "add_dependency_parsing_head": lambda m, _: m.add_dependency_parsing_head("c", 5),
     "add_embedding_head": lambda m, _: (m.add_embedding_head("c"), m(**GIVEN, head="c")),
+    "add_embeddings": lambda m, _: (_spoken(m), m.train_adapter("a", train_embeddings=True), m(**GIVEN, head="a")),
     "add_head": lambda m, _: m.add_head("c", HeadConfig(kind="regression", num_outputs=1)),
     "add_image_classification_head": lambda m, _: m.add_image_classification_head("c", 3),
     "add_masked_lm_head": lambda m, _: (m.add_masked_lm_head("c", tied=True), m(**GIVEN, head="c")),
@@ -81,6 +101,7 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
     "default_pooling": lambda m, _: m.default_pooling,
     "delete_adapter": lambda m, _: (m.delete_adapter_fusion("ab"), m.delete_adapter("b")),
     "delete_adapter_fusion": lambda m, _: m.delete_adapter_fusion("ab"),
+    "delete_embeddings": lambda m, _: (_spoken(m), m.delete_embeddings("new")),
     "delete_head": lambda m, _: m.delete_head("a"),
     "device": lambda m, _: m.device,
     "dtype": lambda m, _: m.dtype,
@@ -98,6 +119,7 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
     "install": lambda m, _: m.install(m.package("a"), "c"),
     "load_adapter": _loaded,
     "load_adapter_fusion": _loaded,
+    "load_embeddings": _reread,
     "load_head": _loaded,
     "load_state_dict": lambda m, _: m.load_state_dict({key: value + 1 for key, value in m.state_dict().items()}),
     "merge_adapter": _merged,
@@ -111,8 +133,10 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
     "save_adapter": lambda m, folder: m.save_adapter(folder / "a", "a"),
     "save_adapter_fusion": lambda m, folder: m.save_adapter_fusion(folder / "ab", "ab"),
     "save_all_adapters": lambda m, folder: m.save_all_adapters(folder),
+    "save_embeddings": lambda m, folder: m.save_embeddings(folder / "e", "default"),
     "save_head": lambda m, folder: m.save_head(folder / "h", "h"),
     "set_active_adapters": lambda m, _: m.set_active_adapters(Fuse("a", "b", name="ab")),
+    "set_active_embeddings": lambda m, _: (_spoken(m), m.set_active_embeddings("default"), m(**GIVEN)),
     "state_dict": lambda m, _: [value.add_(1) for value in m.state_dict().values()],
     "train_adapter": _backward,
     "train_adapter_fusion": lambda m, _: (
@@ -145,6 +169,7 @@ def test_the_base_is_left_as_it_was(called: str, tmp_path: Path) -> None:
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in base.parameters())
     model.set_active_adapters(None)
     model.active_head = None
+    model.set_active_embeddings("default")
     model.eval()
     fresh = LlamaForCausalLM(tiny.model("llama").config).eval()
     fresh.load_state_dict(weights)

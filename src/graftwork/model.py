@@ -19,6 +19,7 @@ from urllib.parse import quote
 import torch
 from torch import Tensor, nn
 
+from graftwork.compose import vocabulary
 from graftwork.compose.answer import head_of
 from graftwork.compose.blend import average_adapter, average_head
 from graftwork.compose.claims import check_free, check_unfused
@@ -27,7 +28,7 @@ from graftwork.compose.forward import Asks, forward, headless
 from graftwork.compose.grammar import as_composition, as_fuse
 from graftwork.compose.inputs import SPOKEN_OF, for_heads, shape_of
 from graftwork.compose.merge import merge_adapter, reset_adapter
-from graftwork.compose.methods import adds, changes
+from graftwork.compose.methods import adds, asks, changes
 from graftwork.compose.parts import Parts
 from graftwork.compose.plan import NO_HEAD, Plan, Planner
 from graftwork.compose.speak import speaker
@@ -45,6 +46,7 @@ from graftwork.errors import AdapterError
 from graftwork.packing import Provenance, install, pack
 from graftwork.registry.package import Package, read, write
 from graftwork.summary import Summary, summarise
+from graftwork.wordfiles import load_embeddings, save_embeddings
 
 Setup: TypeAlias = Composition | Sequence[Any]  # a composition in any spelling that `as_composition` reads
 
@@ -188,6 +190,8 @@ class AdapterModel(nn.Module):
     average_head = changes(average_head)
     merge_adapter = changes(merge_adapter)
     reset_adapter = changes(reset_adapter)
+    add_embeddings = asks(vocabulary.add_embeddings)
+    delete_embeddings = asks(vocabulary.delete_embeddings)
 
     # -- defaults and training ----------------------------------------------------------------------------------------
 
@@ -219,10 +223,21 @@ class AdapterModel(nn.Module):
             self.parts.head(name)
         self._active_head = name
 
-    def train_adapter(self, setup: Setup) -> None:
-        """Train the adapters of a composition and its head, freeze everything else, and make the composition active."""
+    set_active_embeddings = asks(vocabulary.set_active_embeddings)
+
+    @property
+    def active_embeddings(self) -> str:
+        """The embeddings of calls that name none; "default" are the base's own."""
+        return self.parts.active_embeddings
+
+    def train_adapter(self, setup: Setup, train_embeddings: bool = False) -> None:
+        """Train the adapters of a composition and its head, and the active embeddings if asked; freeze the rest.
+
+        The composition becomes active.
+        """
         tree = as_composition(setup)
-        self._train(tree, [("adapters", name) for name in dict.fromkeys(leaves(tree))])
+        words = [vocabulary.trained_words(self.parts)] if train_embeddings else []
+        self._train(tree, [*(("adapters", name) for name in dict.fromkeys(leaves(tree))), *words])
 
     def train_adapter_fusion(self, setup: Setup, unfreeze_adapters: bool = False) -> None:
         """Train the fusions of a composition (or of a list of names) and its head; the members stay frozen unless told
@@ -267,15 +282,16 @@ class AdapterModel(nn.Module):
         adapters: Setup | Default = Default.ACTIVE,
         head: str | Sequence[str | None] | None = None,
         skip_layers: Sequence[int] = (),
+        embeddings: str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the base under a route, and the heads of its rows.
 
         adapters: a composition for the whole batch, or a list with one per row (each a name, expression, block or
         None); left out, the active setup; None, no adapter. head: a head for all rows or one per row; "none" for the
-        base's own output. skip_layers: layers (encoder first) that run without adapters. extra: further arguments of
-        the base's forward; Parallel repeats their rows. Tensors are (B, T) ids and masks, (B, C, T) with C texts a
-        question; labels as the head's loss has them, or those of each head's own rows by its name.
+        base's own output. skip_layers: layers (encoder first) that run without adapters. embeddings: those of all rows;
+        left out, the active ones. extra: further arguments of the base; Parallel repeats their rows. Tensors are (B, T)
+        ids and masks, (B, C, T) with C texts a question; labels as the head's loss has them, or by head's name.
         Returns an AdapterOutput, or the base's own output where no head answers. Parallel makes N·B rows. Raises
         AdapterError (an input the base does not take, no head meant), CompositionError (rows do not fit).
         """
@@ -289,6 +305,7 @@ class AdapterModel(nn.Module):
         }  # fmt: skip
         shape = shape_of(given := {key: value for key, value in tensors.items() if value is not None})
         plan = self._plan(shape.per_row(adapters), shape.per_row(head), shape.rows, skip_layers)
+        plan = plan.speaking(vocabulary.words_of(self.parts, embeddings))
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         _check_extra(extra or {}, {*tensors, *wanted})
         wanted = {key: value for key, value in wanted.items() if value is not None} | plan.further(extra, shape.rows)
@@ -311,6 +328,7 @@ class AdapterModel(nn.Module):
         *,
         adapters: Setup | Default = Default.ACTIVE,
         head: str | None = None,
+        embeddings: str | None = None,
         **options: Any,
     ) -> Any:
         """transformers' `generate` under one route; `options` are its own. Beams follow their row.
@@ -324,6 +342,7 @@ class AdapterModel(nn.Module):
             kind = type(self.base).__name__
             raise AdapterError(f"generate needs inputs and a base with a language-modelling head; this one is {kind}")
         plan = self._plan(adapters, NO_HEAD if itself else head, given.shape[0])
+        plan = plan.speaking(vocabulary.words_of(self.parts, embeddings))
         if plan.sources is not None:
             raise AdapterError("generate cannot repeat rows for Parallel; call it once per branch")
         if plan.prompted:
@@ -338,7 +357,7 @@ class AdapterModel(nn.Module):
             if names
             else self.base
         )
-        with self.backbone.runtime.running(plan.route):
+        with self.backbone.runtime.running(plan.route, words=plan.words):
             return made.generate(*([] if inputs is None else [inputs]), **options)  # sounds go by their own name
 
     def activation_checkpointing_enable(
@@ -389,6 +408,8 @@ class AdapterModel(nn.Module):
         return name
 
     load_adapter_fusion = load_head = load_adapter
+    save_embeddings = asks(save_embeddings)
+    load_embeddings = asks(load_embeddings)
 
     def save_all_adapters(self, folder: str | Path) -> None:
         """Write every adapter, each into a sub-folder of its name (with "/" written "%2F")."""
@@ -396,7 +417,7 @@ class AdapterModel(nn.Module):
             self.save_adapter(Path(folder) / quote(name, safe="@"), name)
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """Adapters, fusions and heads only: what a checkpoint must hold. The base is where it came from."""
+        """Adapters, fusions, heads and embeddings only: what a checkpoint must hold. The base is where it came from."""
         return self.parts.state_dict(*args, destination=destination, prefix=f"{prefix}parts.", keep_vars=keep_vars)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

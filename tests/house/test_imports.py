@@ -12,7 +12,7 @@ import sys
 
 from tests.house.source import Module, modules, require_none
 
-UNDER_MODEL = {"summary", "packing", "compose", "core", "registry", "manifest", "errors"}
+UNDER_MODEL = {"summary", "packing", "wordfiles", "compose", "core", "registry", "manifest", "errors"}
 UNDER_BUILD = {"model", "tasks", "recipe", "schema"} | UNDER_MODEL
 # room -> the rooms it may import from, besides itself
 BELOW: dict[str, set[str]] = {
@@ -27,6 +27,7 @@ BELOW: dict[str, set[str]] = {
     "tasks": {"core", "manifest", "errors"},
     "summary": {"compose", "core", "errors"},
     "packing": {"compose", "core", "registry", "manifest", "errors"},
+    "wordfiles": {"compose", "core", "registry", "errors"},
     "importing": {"packing", "compose", "core", "registry", "manifest", "errors"},
     "model": UNDER_MODEL,
     "build": UNDER_BUILD,

@@ -2,6 +2,7 @@
 
 add_tagging_head = adds(heads_hub.tagging)            asked(facts, …) -> the head to add
 merge_adapter = changes(merge_adapter)                asked(parts, backbone, …) -> the setup to make active, or None
+add_embeddings = asks(add_embeddings)                 asked(parts, backbone, …) -> what the method returns
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from graftwork.core.backbone import Backbone
 from graftwork.core.heads_facts import Asked, HeadFacts, facts_of
 
 _P = ParamSpec("_P")
+_R = TypeVar("_R")
 _M = TypeVar("_M", bound=Callable[..., Any])
 
 
@@ -34,6 +36,15 @@ def changes(asked: Callable[Concatenate[Parts, Backbone, _P], str | None]) -> Ca
         self._planner.forget()
         if active is not None:
             self.set_active_adapters(active)
+
+    return _signed(method, asked, ("self",), 2)
+
+
+def asks(asked: Callable[Concatenate[Parts, Backbone, _P], _R]) -> Callable[Concatenate[Any, _P], _R]:
+    """A method that returns what a function of parts and base returns, and leaves the plans as they are."""
+
+    def method(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return asked(self.parts, self.backbone, *args, **kwargs)
 
     return _signed(method, asked, ("self",), 2)
 

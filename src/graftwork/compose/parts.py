@@ -1,18 +1,17 @@
-"""What has been added to one backbone: adapters, fusions and heads, each under its name.
+"""What has been added to one backbone: adapters, fusions, heads and embeddings, each under its name.
 
 The only trainable modules of a model live here, so `state_dict()` of this container is what a checkpoint holds. Names
 may contain dots and may equal attributes of torch modules, so a name is quoted into its key and never searched for.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from graftwork.compose.grammar import parse
 from graftwork.compose.needs import check_needs
+from graftwork.compose.records import FusionRecord
 from graftwork.compose.tree import Composition, Fuse, fusions, leaves, show
 from graftwork.core.adapter import Adapter, MethodConfig
 from graftwork.core.backbone import Backbone
@@ -27,24 +26,12 @@ from graftwork.core.site import Site
 from graftwork.errors import AdapterError
 
 OUR_SEMANTICS = "graftwork-1"
+_WHOLE = {"heads": "head", "embeddings": "embeddings"}  # what a part is called that is at no site
 SHARED = "shared"  # where the parameters are that all sites of one adapter have in common
 
 
 def _key(name: str) -> str:
     return "=" + name.replace("%", "%25").replace(".", "%2E")
-
-
-@dataclass(frozen=True)
-class FusionRecord:
-    """What is known of one fusion: its members as an expression, and its configuration."""
-
-    composition: str
-    config: FusionConfig
-
-    @property
-    def tree(self) -> Fuse:
-        """The members as a block."""
-        return cast(Fuse, parse(self.composition))
 
 
 class Parts(nn.Module):
@@ -55,9 +42,12 @@ class Parts(nn.Module):
         self.adapters = nn.ModuleDict()
         self.fusions = nn.ModuleDict()
         self.heads = nn.ModuleDict()
+        self.embeddings = nn.ModuleDict()
         self.adapter_configs: dict[str, MethodConfig] = {}
         self.fusion_records: dict[str, FusionRecord] = {}
         self.head_configs: dict[str, HeadConfig] = {}
+        self.vocabularies: dict[str, str | None] = {}  # embeddings -> digest of their vocabulary, where it is known
+        self.active_embeddings = "default"  # those of calls that name none
         self.custom_heads: dict[str, Factory] = {}  # registered name -> what makes such a head
         self.origins: dict[str, str] = {}  # adapter -> digest of the package it came from, while unchanged
         self.semantics: dict[tuple[str, str], str] = {}  # (table, name) -> whose reading, where it is not our own
@@ -159,7 +149,7 @@ class Parts(nn.Module):
         self.remove(table, name)
         own = nn.ModuleDict() if shared is None else nn.ModuleDict({_key(SHARED): shared})
         for site, module in modules.items():
-            own[_key(site.name if site else "head")] = module
+            own[_key(site.name if site else _WHOLE[table])] = module
             self._sites[table, name, site.index if site else -1] = module
         getattr(self, table)[_key(name)] = own.train(self.training)
 
@@ -179,9 +169,12 @@ class Parts(nn.Module):
             self.averages.pop(name, None)
 
     def records(self, table: str) -> dict[str, Any]:
-        """Name -> configuration of every part in "adapters", "fusions" or "heads"."""
-        tables = {"adapters": self.adapter_configs, "fusions": self.fusion_records, "heads": self.head_configs}
-        return cast(dict[str, Any], tables[table])
+        """Name -> configuration of every part in "adapters", "fusions", "heads" or "embeddings"."""
+        tables: dict[str, dict[str, Any]] = {
+            "adapters": self.adapter_configs, "fusions": self.fusion_records, "heads": self.head_configs,
+            "embeddings": self.vocabularies,
+        }  # fmt: skip
+        return tables[table]
 
     def adapter(self, name: str, site: int) -> Adapter | None:
         """The module of an adapter at a site, None where it has none there. Raises AdapterError for an unknown name."""
@@ -246,7 +239,7 @@ class Parts(nn.Module):
         """Every parameter of a part by `<site>/<parameter>` (a head: `<parameter>`)."""
         tensors: dict[str, Tensor] = {}
         for site, module in self.modules_of(table, name).items():
-            prefix = "" if table == "heads" else f"{site}/"
+            prefix = "" if table in _WHOLE else f"{site}/"
             tensors |= {f"{prefix}{key}": value.detach() for key, value in module.named_parameters()}
         return tensors
 

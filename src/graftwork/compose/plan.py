@@ -7,7 +7,7 @@ removed. A call that needs no gradient may run folded (`execution`): its plan is
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,11 +38,16 @@ class Plan:
     trees: tuple[Composition, ...]
     rows: int
     folds: tuple[Folded, ...] = ()  # what its route runs folded
+    words: Tensor | None = None  # embeddings of another vocabulary, (V', D)
 
     @property
     def sources(self) -> Tensor | None:
         """The source row of each output row, (rows,), or None when rows are not repeated."""
         return None if self.route is None else self.route.sources
+
+    def speaking(self, words: Tensor | None) -> "Plan":
+        """The same plan with embeddings of another vocabulary, (V', D); with None, this one."""
+        return self if words is None else replace(self, words=words)
 
     def repeat(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Repeat the rows of every input as Parallel asks: (B, ...) -> (rows, ...)."""

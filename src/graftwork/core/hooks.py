@@ -33,6 +33,7 @@ class Runtime:
         self.pending: dict[int, Tensor] = {}
         self.prefixes: dict[int, Positions] = {}
         self.mask: Tensor | None = None  # the tokens of this forward that are real, (B, T)
+        self.words: Tensor | None = None  # rows (V', D) that are looked up in the place of the base's own
         self.rows = 1  # B at the last sub-layer that kept rows and tokens apart
         self.outer: list[Tensor | None] = []  # the masks of the callers of what runs
         # which sites have hooks that were placed later; asked in every forward, for torch.compile guards what is asked
@@ -50,8 +51,8 @@ class Runtime:
         self.opened = state["opened"]
 
     @contextmanager
-    def running(self, route: Route | None, mask: Tensor | None = None) -> Iterator[None]:
-        """Hold `route` for one forward; mask: its real tokens, (B, T), or None for all.
+    def running(self, route: Route | None, mask: Tensor | None = None, words: Tensor | None = None) -> Iterator[None]:
+        """Hold `route` for one forward; mask: its real tokens, (B, T), or None for all; words: its embeddings, (V', D).
 
         Raises RoutingError when this thread is already inside one.
         """
@@ -63,19 +64,21 @@ class Runtime:
         with self._turn:
             self._owner = threading.get_ident()
             try:
-                with self._holding(route, mask):
+                with self._holding(route, mask, words):
                     yield
             finally:
                 self._owner = None
 
     @contextmanager
-    def _holding(self, route: Route | None, mask: Tensor | None) -> Iterator[None]:
+    def _holding(self, route: Route | None, mask: Tensor | None, words: Tensor | None) -> Iterator[None]:
         before = self.route, self.mask, self.residuals, self.pending, self.prefixes, self.outer
+        spoken, self.words = self.words, words
         self.route, self.mask, self.residuals, self.pending, self.prefixes, self.outer = route, mask, {}, {}, {}, []
         try:
             yield
         finally:
             self.route, self.mask, self.residuals, self.pending, self.prefixes, self.outer = before
+            self.words = spoken
 
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Forward pre-hook on the trunk and on what holds a stack: which tokens are real there, (B, T).
@@ -83,7 +86,7 @@ class Runtime:
         A decoder has a mask of its own, a vision tower none, and each step of `generate` one that speaks of the tokens
         in the cache too. What is called with a mask that is worked out already (B, 1, T, T) keeps that of its caller.
         """
-        if self.route is None or not self.opened:
+        if not self.opened or self.route is None:
             return
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         told = mask if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2) else self.mask
@@ -97,12 +100,12 @@ class Runtime:
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """`context_fn` of torch.utils.checkpoint: recompute a layer under the route that its forward had."""
-        return nullcontext(), self._again(self.route, self.mask)
+        return nullcontext(), self._again(self.route, self.mask, self.words)
 
     @contextmanager
-    def _again(self, route: Route | None, mask: Tensor | None) -> Iterator[None]:
+    def _again(self, route: Route | None, mask: Tensor | None, words: Tensor | None) -> Iterator[None]:
         inside = self._owner == threading.get_ident()  # a backward that runs inside a forward, under its own route
-        with self._holding(route, mask) if inside else self.running(route, mask):
+        with self._holding(route, mask, words) if inside else self.running(route, mask, words):
             yield
 
 
