@@ -46,6 +46,8 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
+        # mixed precision leaves a wrapper around the forward that loses which head answered which row
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     return trainer.state
 
 
