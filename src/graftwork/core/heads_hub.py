@@ -5,6 +5,7 @@ are those of adapters 1.3.0, further arguments are by keyword. Builds nothing.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from graftwork.core.heads import NO_ACTIVATION, HeadConfig, labels_of
@@ -29,14 +30,9 @@ def classification(
     multilabel: any of the labels may hold, with binary cross entropy. pooling: what stands for a row.
     """
     one = "multilabel_classification" if multilabel else "regression" if num_labels == 1 else "classification"
-    config = HeadConfig(
-        kind=one,
-        num_outputs=num_labels,
-        layers=layers,
-        activation=activation_function or NO_ACTIVATION,
-        pooling=base.pooled_by(pooling, use_pooler),
-        dropout=base.dropout if dropout is None else dropout,
-        labels=() if one == "regression" else labels_of(id2label),
+    labels = () if one == "regression" else labels_of(id2label)
+    config = _layered(
+        one, base, num_labels, layers, activation_function, base.pooled_by(pooling, use_pooler), dropout, labels
     )
     return Asked(config, overwrite_ok)
 
@@ -55,17 +51,18 @@ def image_classification(
     dropout: float | None = None,
 ) -> Asked:
     """Add a head with one answer an image: logits (B, num_labels)."""
-    config = HeadConfig(
-        kind="image_classification",
-        num_outputs=num_labels,
-        layers=layers,
-        activation=activation_function or NO_ACTIVATION,
-        pooling=base.pooled_by(pooling, use_pooler),
-        dropout=base.dropout if dropout is None else dropout,
-        labels=labels_of(id2label),
-        multilabel=multilabel,
+    labels = labels_of(id2label)
+    config = _layered(
+        "image_classification",
+        base,
+        num_labels,
+        layers,
+        activation_function,
+        base.pooled_by(pooling, use_pooler),
+        dropout,
+        labels,
     )
-    return Asked(config, overwrite_ok)
+    return Asked(replace(config, multilabel=multilabel), overwrite_ok)
 
 
 def regression(
@@ -100,14 +97,16 @@ def multiple_choice(
     dropout: float | None = None,
 ) -> Asked:
     """Add a head that picks one of num_choices texts: input_ids (B, num_choices, T), logits (B, num_choices)."""
-    config = HeadConfig(
-        kind="multiple_choice",
-        num_outputs=num_choices,
-        layers=layers,
-        activation=activation_function or NO_ACTIVATION,
-        pooling=base.pooled_by(pooling, use_pooler),
-        dropout=base.dropout if dropout is None else dropout,
-        labels=labels_of(id2label),
+    labels = labels_of(id2label)
+    config = _layered(
+        "multiple_choice",
+        base,
+        num_choices,
+        layers,
+        activation_function,
+        base.pooled_by(pooling, use_pooler),
+        dropout,
+        labels,
     )
     return Asked(config, overwrite_ok)
 
@@ -140,6 +139,28 @@ def question_answering(
     return _tokens("question_answering", base, num_labels, layers, activation_function, overwrite_ok, id2label, dropout)
 
 
+def _layered(
+    kind: str,
+    base: HeadFacts,
+    outputs: int,
+    layers: int,
+    activation_function: str | None,
+    pooling: str,
+    dropout: float | None,
+    labels: tuple[str, ...],
+) -> HeadConfig:
+    """A head of linear layers; without an activation there is none between them, dropout follows the base."""
+    return HeadConfig(
+        kind=kind,
+        num_outputs=outputs,
+        layers=layers,
+        activation=activation_function or NO_ACTIVATION,
+        pooling=pooling,
+        dropout=base.dropout if dropout is None else dropout,
+        labels=labels,
+    )
+
+
 def _tokens(
     kind: str,
     base: HeadFacts,
@@ -150,16 +171,8 @@ def _tokens(
     id2label: Mapping[int, str] | None,
     dropout: float | None,
 ) -> Asked:
-    config = HeadConfig(
-        kind=kind,
-        num_outputs=num_labels,
-        layers=layers,
-        activation=activation_function or NO_ACTIVATION,
-        pooling="none",
-        dropout=base.dropout if dropout is None else dropout,
-        labels=labels_of(id2label),
-    )
-    return Asked(config, overwrite_ok)
+    labels = labels_of(id2label)
+    return Asked(_layered(kind, base, num_labels, layers, activation_function, "none", dropout, labels), overwrite_ok)
 
 
 def dependency_parsing(
