@@ -326,7 +326,7 @@ def test_a_plan_needs_no_weights() -> None:
     mixing = features * members + members * (features + members)
     wide = 3 * features * width + 2 * members * width + mixing  # the up-biases are weighted by the attention too
     assert plan.multiplications == wide
-    assert plan.reference_multiplications == 2 * features * width + (1 + 2 * members) * width**2 + 2 * members * width
+    assert plan.reference_multiplications == 2 * features * width + 3 * width**2 + 2 * members * width
     assert plan.bytes == 4 * (wide + 2 * features + members + width)  # with the biases of down and up
     assert (plan.site, plan.composition, plan.folded) == (0, "Fuse(a, b, c)", ("Fuse(a, b, c)",))
     with pytest.raises(FrozenInstanceError):

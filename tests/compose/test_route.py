@@ -215,8 +215,13 @@ def one_row(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
     return {key: value[row : row + 1] for key, value in inputs.items()}
 
 
+IDLE = "key.bias"  # of a fusion: the same for every member, so it leaves the softmax
+
+
 def reached(rig: Rig, table: str, name: str) -> list[bool]:
-    grads = [[p.grad is not None for p in module.parameters()] for module in rig.parts.modules_of(table, name).values()]
+    modules = rig.parts.modules_of(table, name).values()
+    learning = [[p for key, p in one.named_parameters() if key != IDLE] for one in modules]
+    grads = [[p.grad is not None for p in parameters] for parameters in learning]
     assert all(all(module) or not any(module) for module in grads)
     return [all(module) for module in grads]
 

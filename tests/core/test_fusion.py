@@ -8,6 +8,8 @@ import numpy
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from graftwork.core.fusion import FUSIONS, Fusion, FusionConfig
 from graftwork.errors import AdapterError
@@ -67,6 +69,78 @@ def test_fusion_is_its_formula(name: str) -> None:
     with torch.no_grad():
         found = module(x, changes, residual if module.config.residual_before else None)
     numpy.testing.assert_allclose(found.numpy(), formula(module, x, changes, residual), rtol=1e-10, atol=1e-12)
+
+
+def textbook(module: Fusion, x: Tensor, changes: list[Tensor], residual: Tensor | None, kept: Tensor | None) -> Tensor:
+    """The paper's code: a key and a value of every member. kept: which scores dropout keeps, (B, T, K), scaled up."""
+    stacked = torch.stack(changes, dim=2)
+    query = x if module.query is None else module.query(x)
+    key = stacked if module.key is None else module.key(stacked)
+    scores = (query.unsqueeze(2) * key).sum(-1)
+    weights = (scores if kept is None else scores * kept).softmax(-1)
+    values = stacked if residual is None else stacked + residual.unsqueeze(2)
+    values = values if module.value is None else module.value(values)
+    fused = (weights.unsqueeze(-1) * values).sum(2)
+    return fused if residual is None else fused - residual
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "dropout"])
+def test_training_is_that_of_the_textbook_form(name: str) -> None:
+    module = fusion(CONFIGS.get(name, FusionConfig(dropout_prob=0.4))).train()
+    inputs = [tensor.requires_grad_() for tensor in (given()[0], *given()[1], given()[2])]
+    x, *changes, residual = inputs
+    carried = residual if module.config.residual_before else None
+    torch.manual_seed(5)
+    kept = functional.dropout(torch.ones(B, T, K, dtype=torch.float64), 0.4) if name == "dropout" else None
+    weighed = torch.randn(B, T, D, dtype=torch.float64)
+    wanted = textbook(module, x, changes, carried, kept)
+    leaves = {**dict(module.named_parameters()), **{f"input {place}": leaf for place, leaf in enumerate(inputs)}}
+    by_hand = torch.autograd.grad((wanted * weighed).sum(), list(leaves.values()), allow_unused=True)
+    torch.manual_seed(5)
+    found = module(x, changes, carried)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    ours = torch.autograd.grad((found * weighed).sum(), list(leaves.values()), allow_unused=True)
+    for place, one, other in zip(leaves, ours, by_hand, strict=True):
+        if place == "key.bias" and kept is None:
+            assert one is None  # the same for all members: what the textbook form gives is rounding
+            assert other is not None
+            assert float(other.abs().max()) < 1e-13
+        else:
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12, msg=lambda text, at=place: f"{at}: {text}")
+
+
+@pytest.mark.parametrize("name", ["dynamic", "residual inside", "no key"])
+def test_its_gradients_are_those_of_finite_differences(name: str) -> None:
+    module = fusion(CONFIGS[name]).train()
+    x, changes, residual = given()
+    inputs = [tensor[:1, :2].requires_grad_() for tensor in (x, residual, *changes)]
+
+    def run(x: Tensor, residual: Tensor, *changes: Tensor) -> Tensor:
+        found: Tensor = module(x, list(changes), residual if module.config.residual_before else None)
+        return found
+
+    assert torch.autograd.gradcheck(run, inputs)
+
+
+def test_a_step_multiplies_and_keeps_no_keys_or_values() -> None:
+    width, members = 64, 5
+    module = Fusion(width, FUSIONS["dynamic"]).train()
+    x, *changes = (torch.randn(B, T, width, requires_grad=True) for _ in range(members + 1))
+    with FlopCounterMode(display=False) as counter:
+        module(x, changes)
+    per_token = counter.get_total_flops() / (2 * B * T)
+    assert per_token == 3 * width**2 + 2 * members * width  # textbook: (1 + 2 * members) * width**2 and the same rest
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(x, changes)
+    weights = sum(parameter.untyped_storage().nbytes() for parameter in module.parameters())
+    streams = (sum(kept.values()) - weights) / (4 * B * T * width)
+    assert streams <= members + 4 + 0.5  # the members' changes, x, q, qWk, the sum; and K weights a token
 
 
 def test_attention_sums_to_one_and_is_not_scaled_by_the_width() -> None:

@@ -4,7 +4,7 @@
     Fuse      zₖ = f(h·Dₖ + dₖ), uₖ = zₖUₖ + vₖ, q = h·Wq + bq. The score q·(uₖWk + bk) is, up to q·bk, which all k
               share and which leaves the softmax, zₖ·(q·WkᵀUₖᵀ) + q·Wkᵀvₖᵀ: zₖ meets further columns of the wide
               down-projection. The value matrix goes into the up-projection. For K members of width M that is
-              3K·D·M + K·D multiplications a token beside the reference's 2K·D·M + (1 + 2K)·D².
+              3K·D·M + K·D multiplications a token beside the reference's 2K·D·M + 3·D² + 2K·D.
     Stack     b reads h + zU + v, and (h + zU + v)·D = h·D + z·(UD) + v·D: one down-projection for all, small products
               between. Where b reads through the norm of a post-LN model, what a wrote is written out at full width
               once, normed and read, and the rest is added to it.
@@ -120,8 +120,7 @@ def multiplications(tree: Composition, site: int, modules: Modules) -> int:
     if fusion is None:
         return inner
     count, width = len(children), fusion.width
-    squares = (fusion.query is not None) + count * (fusion.key is not None)
-    squares += (count if fusion.config.value_before_softmax else 1) * (fusion.value is not None)
+    squares = sum(one is not None for one in (fusion.query, fusion.key, fusion.value))
     return inner + squares * width * width + 2 * count * width
 
 

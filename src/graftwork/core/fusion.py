@@ -3,6 +3,15 @@
     αᵢ = softmaxᵢ( q(x)·k(uᵢ) )           uᵢ: what member i alone would change;   no 1/√D, in the paper and in its code
     Δ  = V · Σ αᵢ uᵢ
 
+The paper's code multiplies every uᵢ by a key and by a value matrix, 2K·D² a token. Neither is needed, in training
+either: both products pass over to the other side, and what is differentiated is the same function of every weight.
+
+    q·k(uᵢ) = q·(Wk uᵢ + bk) = (qWk)·uᵢ + q·bk      one product for all i; q·bk is the same for all i and leaves the
+    Σ αᵢ (V uᵢ) = V · Σ αᵢ uᵢ                       softmax, so bk has no effect, and no gradient but rounding
+
+What is left is K·D for the scores, K·D for the sum, and at most three products D². With dropout on the scores some are
+zero and q·bk is in the others alone, so there it counts.
+
 V begins as the identity, so an untrained fusion is close to a plain average. During training its distance from the
 identity is a part of the loss: 0.01 · ‖V - I‖²_F summed over the sites. Knows nothing of sites, names or compositions.
 """
@@ -22,6 +31,7 @@ class FusionConfig:
     """The choices of AdapterHub's AdapterFusionConfig that change numbers. `dynamic` is the default, `static` has no V.
 
     residual_before: V and the sum run over uᵢ + residual instead of uᵢ. dropout_prob: dropout on the scores.
+    value_before_softmax: whether V is multiplied with what is summed or with the sum, which are the same number.
     AdapterHub's `temperature` is not offered: it depends on how often the model was called, and was never saved.
     Raises AdapterError for a value out of range.
     """
@@ -76,9 +86,13 @@ class Fusion(nn.Module):
     def weights(self, x: Tensor, changes: Tensor) -> Tensor:
         """Attention over members: x (B, T, D), changes (B, T, K, D) -> (B, T, K), sums to 1 over K."""
         query = x if self.query is None else self.query(x)
-        key = changes if self.key is None else self.key(changes)
-        scores = torch.einsum("btd,btkd->btk", query, key)
-        return functional.dropout(scores, self.config.dropout_prob, self.training).softmax(dim=-1)
+        sought = query if self.key is None else functional.linear(query, self.key.weight.T)
+        scores = torch.einsum("btd,btkd->btk", sought, changes)
+        if self.training and self.config.dropout_prob:
+            if self.key is not None:
+                scores = scores + (query @ self.key.bias).unsqueeze(-1)
+            scores = functional.dropout(scores, self.config.dropout_prob)
+        return scores.softmax(dim=-1)
 
     def forward(self, x: Tensor, changes: list[Tensor], residual: Tensor | None = None) -> Tensor:
         """x: the query's input (B, T, D); changes: K of (B, T, D) -> the fused change (B, T, D).
@@ -89,12 +103,11 @@ class Fusion(nn.Module):
         own = next((parameter.dtype for parameter in self.parameters()), dtype)
         stacked = torch.stack(changes, dim=2).to(own)  # (B, T, K, D)
         weights = self.weights(x.to(own), stacked)
+        fused = torch.einsum("btk,btkd->btd", weights, stacked)
         residual = None if residual is None else residual.to(own)
-        values = stacked if residual is None else stacked + residual.unsqueeze(2)
-        if self.value is not None and self.config.value_before_softmax:
-            values = self.value(values)
-        fused = torch.einsum("btk,btkd->btd", weights, values)
-        if self.value is not None and not self.config.value_before_softmax:
+        if residual is not None:  # Σ αᵢ(uᵢ + r) = Σ αᵢuᵢ + r
+            fused = fused + residual
+        if self.value is not None:
             fused = self.value(fused)
         # with the residual inside, the sum is the new stream itself: the change is its distance from the old one
         return (fused if residual is None else fused - residual).to(dtype)
