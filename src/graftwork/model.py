@@ -94,7 +94,7 @@ class AdapterModel(nn.Module):
         self.parts.add_adapter(name, chosen, self.backbone)
         if rows is not None:
             begin_as_text(self.parts, name, rows)
-        self._planner.forget()
+        self._planner.forget(name)
         if set_active:
             self.set_active_adapters(name)
 
@@ -113,7 +113,7 @@ class AdapterModel(nn.Module):
             raise AdapterError(f"fusion configuration {config!r} is unknown; there are {', '.join(FUSIONS)}")
         check_free(self.parts, fuse.name, "fusions", overwrite_ok)
         self.parts.add_fusion(fuse, FUSIONS[config] if isinstance(config, str) else config, self.backbone)
-        self._planner.forget()
+        self._planner.forget(fuse.name)
         if set_active:
             self.set_active_adapters(fuse)
         return fuse.name
@@ -124,7 +124,7 @@ class AdapterModel(nn.Module):
         """Add a head and make it the default head; `module`: a custom one, built. Raises AdapterError."""
         check_free(self.parts, name, "heads", overwrite_ok)
         self.parts.add_head(name, config, self.backbone, module)
-        self._planner.forget()
+        self._planner.forget(name)
         self._active_head = name
 
     add_classification_head = adds(heads_hub.classification)
@@ -161,12 +161,12 @@ class AdapterModel(nn.Module):
         if name in leaves(self._active):
             raise AdapterError(f"adapter {name!r} is used by the active setup {show(self._active)}; change that first")
         self.parts.remove("adapters", name)
-        self._planner.forget()
+        self._planner.forget(name)
 
     def eject_prefix_tuning(self, name: str) -> None:
         """Make an adapter's reparameterised prefixes flat, with the same numbers. Raises AdapterError for none."""
         eject_prefixes(self.parts, self.backbone, name)
-        self._planner.forget()
+        self._planner.forget(name)
 
     def delete_adapter_fusion(self, name: str) -> None:
         """Remove a fusion. Raises AdapterError while the active setup uses it."""
@@ -177,13 +177,13 @@ class AdapterModel(nn.Module):
         if name in {fuse.name for fuse in fusions(self._active)}:
             raise AdapterError(f"fusion {name!r} is used by the active setup; change that first")
         self.parts.remove("fusions", name)
-        self._planner.forget()
+        self._planner.forget(name)
 
     def delete_head(self, name: str) -> None:
         """Remove a head."""
         self.parts.head(name)
         self.parts.remove("heads", name)
-        self._planner.forget()
+        self._planner.forget(name)
         self._active_head = None if self._active_head == name else self._active_head
 
     average_adapter = changes(average_adapter)
@@ -388,7 +388,7 @@ class AdapterModel(nn.Module):
         Raises Conflict for another base, PackageError for tensors that do not fit, AdapterError for a name in use.
         """
         name = install(self.parts, self.backbone, package, name or package.manifest.name, with_head)
-        self._planner.forget()
+        self._planner.forget(name)
         return name
 
     def save_adapter(self, folder: str | Path, name: str, *, with_head: bool = True) -> str:
@@ -441,12 +441,12 @@ class AdapterModel(nn.Module):
 
     @property
     def execution(self) -> str:
-        """How calls that need no gradient run their compositions: "reference", or "folded" (see `compose/fold.py`)."""
-        return self._planner.execution
+        """How calls that need no gradient run: "reference", "folded", or "auto" (see `compose/execute.py`)."""
+        return self._planner.executors.execution
 
     @execution.setter
     def execution(self, name: str) -> None:
-        self._planner.choose(name)
+        self._planner.executors.execution = name
 
     @property
     def device(self) -> torch.device:

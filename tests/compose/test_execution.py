@@ -25,9 +25,9 @@ def test_a_whole_model_folded_equals_the_reference(family: str, tree: Compositio
     rig = RIGS[family]
     rig.learn_fusions([tree])
     with torch.no_grad():
-        rig.planner.execution = "reference"
+        rig.planner.executors.execution = "reference"
         expected = rig.run(tree, INPUTS[family])
-        rig.planner.execution = "folded"
+        rig.planner.executors.execution = "folded"
         assert relative(rig.run(tree, INPUTS[family]), expected) < 1e-4
     rig.planner.forget()
 
@@ -43,8 +43,9 @@ def made() -> AdapterModel:
 
 
 def folds(model: AdapterModel) -> tuple[Folded, ...]:
-    folded: tuple[Folded, ...] = model._planner.plan("Fuse(a, b)", "none", None, 2).folds
-    return folded
+    routed = model._planner.plan("Fuse(a, b)", "none", None, 2).routed
+    assert routed is not None
+    return routed.folds
 
 
 def test_folded_only_where_no_gradient_is_needed() -> None:
@@ -96,5 +97,5 @@ def test_a_copy_folds_its_own_weights() -> None:
 
 
 def test_an_unknown_execution_is_refused() -> None:
-    with pytest.raises(AdapterError, match="execution 'fast' is unknown; there are reference, folded"):
+    with pytest.raises(AdapterError, match="execution 'fast' is unknown; there are auto, reference, folded"):
         made().execution = "fast"

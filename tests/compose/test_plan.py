@@ -123,6 +123,39 @@ def test_a_plan_is_made_again_when_parts_change(rig: Rig) -> None:
     assert not torch.equal(before, rig.run(None, inputs))
 
 
+def test_by_name_only_what_uses_it_is_forgotten(rig: Rig) -> None:
+    with_heads(rig, "a", "b")
+    rig.parts.requires_grad_(False)
+    rig.planner.executors.execution = "folded"
+    asked: list[tuple[Any, Any]] = [("hi", "b"), (Stack("hi", "b"), "a"), (Fuse("a", "b", name="f"), "b"), ("a", "a")]
+    made = [plan(rig, setup, head) for setup, head in asked]
+    kept = dict(rig.planner.executors._folds)
+    assert len(kept) == 4
+
+    def survivors(name: str | None) -> list[bool]:
+        rig.planner.forget(name)
+        return [plan(rig, setup, head) is before for (setup, head), before in zip(asked, made, strict=True)]
+
+    assert survivors("something else") == [True] * 4
+    assert survivors("f") == [True, True, False, True]
+    assert all(rig.planner.executors._folds["a"][site] is one for site, one in enumerate(kept["a"]))
+    assert survivors("hi") == [False, False, False, True]
+    assert rig.planner.executors._folds["hi"] is not kept["hi"]
+    assert survivors("a") == [False] * 4  # an adapter here, a member there, a head of another one
+    assert survivors(None) == [False] * 4
+
+
+def test_a_head_that_is_left_open_is_asked_for_again(rig: Rig) -> None:
+    before = plan(rig, "hi"), plan(rig, ["hi", "hi"], head=["none", None]), plan(rig, "hi", head="none")
+    rig.planner.forget("a new head")
+    after = plan(rig, "hi"), plan(rig, ["hi", "hi"], head=["none", None]), plan(rig, "hi", head="none")
+    assert [new is old for new, old in zip(after, before, strict=True)] == [False, False, True]
+    with_heads(rig, "a")
+    rig.planner.forget("a")
+    with pytest.raises(AdapterError, match="which head answers hi"):
+        plan(rig, "hi")
+
+
 def test_plans_do_not_pile_up(rig: Rig) -> None:
     kept = plan(rig, "a", batch=1)
     for batch in range(1, _KEPT + 50):

@@ -1,44 +1,75 @@
 """From what a call asks for to an explicit plan: the route, the rows it repeats, and the head of every row.
 
-Plans are derived from names and sizes alone, so equal calls share one; nothing is walked again until a part is added or
-removed. A call that needs no gradient may run folded (`execution`): its plan is made again when a weight has changed.
+Plans are derived from names and sizes alone, so equal calls share one; nothing is walked again until a part of it is
+added or removed. Which program a composition runs is `execute.py`'s to say: a plan that holds folded weights is made
+again when one has changed.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from graftwork.compose.answer import head_of
-from graftwork.compose.fold import Folded, fold
+from graftwork.compose.execute import Batch, Executors, Manner, Routed
 from graftwork.compose.grammar import as_composition
 from graftwork.compose.inputs import ROWS, SENSED
-from graftwork.compose.legacy import marked, program
+from graftwork.compose.legacy import marked
 from graftwork.compose.lower import lanes_of, lanes_of_rows
 from graftwork.compose.parts import Parts
-from graftwork.compose.route import BatchRoute, Program, route
-from graftwork.compose.tree import BatchSplit, Composition, Parallel, has, show
+from graftwork.compose.route import BatchRoute
+from graftwork.compose.tree import BatchSplit, Composition, Parallel, has, names, show
 from graftwork.errors import AdapterError, CompositionError
 
 NO_HEAD = "none"
-EXECUTIONS = ("reference", "folded")
 _KEPT = 256  # plans kept; a plan is a few index tensors
+
+
+class _Key(NamedTuple):
+    """What a call asks for."""
+
+    trees: tuple[Composition, ...]
+    per_row: bool
+    heads: str | tuple[str | None, ...] | None
+    default_head: str | None
+    batch: int
+    skip: frozenset[int]
+    manner: Manner
+
+    @property
+    def open(self) -> bool:
+        """Whether it depends on which heads there are who answers."""
+        return self.heads is None or (isinstance(self.heads, tuple) and None in self.heads)
 
 
 @dataclass(frozen=True)
 class Plan:
     """What one forward does. heads: one name per output row, None for the base's own output."""
 
-    route: BatchRoute | None
+    routed: Routed | None
     heads: tuple[str, ...] | None
     trees: tuple[Composition, ...]
     rows: int
-    folds: tuple[Folded, ...] = ()  # what its route runs folded
     words: Tensor | None = None  # embeddings of another vocabulary, (V', D)
+
+    @property
+    def route(self) -> BatchRoute | None:
+        """Who changes what; None where nothing does."""
+        return None if self.routed is None else self.routed.route
+
+    @property
+    def stale(self) -> bool:
+        """Whether it is to be made again: a weight has changed that was folded for it."""
+        return self.routed is not None and self.routed.stale
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every adapter, fusion and head in it."""
+        return frozenset(self.heads or ()).union(*map(names, self.trees))
 
     @property
     def sources(self) -> Tensor | None:
@@ -120,8 +151,7 @@ class Planner:
     """Makes and keeps the plans of one model.
 
     normed: for every site, whether a norm follows its residual add. depths: for every site, its layer across stacks.
-
-    execution: "reference", or "folded" for calls outside of training that need no gradient of a part.
+    execution: how calls that need no gradient run (`compose/execute.py`).
     """
 
     def __init__(
@@ -132,37 +162,31 @@ class Planner:
         depths: Sequence[int] = (),
     ) -> None:
         self._parts = parts
-        self._normed = tuple(normed)
-        self._depths = tuple(depths)
-        self.execution = execution
-        self._plans: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
-        self._programs: dict[Composition, Program] = {}
-        self._folds: dict[Composition, tuple[Folded | None, ...]] = {}
+        self.executors = Executors(parts, normed, depths, execution)
+        self._plans: OrderedDict[_Key, Plan] = OrderedDict()
         self._turn = threading.Lock()  # calls from several threads share the plans
 
     def __getstate__(self) -> dict[str, Any]:
+        made = self.executors
         return {
             "parts": self._parts,
-            "normed": self._normed,
-            "execution": self.execution,
-            "depths": self._depths,
+            "normed": made.normed,
+            "execution": made.execution,
+            "depths": made.depths,
         }  # derived data does not travel, and locks cannot
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["parts"], state["normed"], state["execution"], state["depths"])  # type: ignore[misc]
 
-    def choose(self, execution: str) -> None:
-        """Set how calls that need no gradient run. Raises AdapterError for a name that is not known."""
-        if execution not in EXECUTIONS:
-            raise AdapterError(f"execution {execution!r} is unknown; there are {', '.join(EXECUTIONS)}")
-        self.execution = execution
+    def forget(self, name: str | None = None) -> None:
+        """Drop what was made with the adapter, fusion or head of that name, which was added, replaced or removed.
 
-    def forget(self) -> None:
-        """Drop every plan: a part was added, replaced or removed."""
+        None: drop everything. Where a call leaves its head open, any head may be the one that answers.
+        """
         with self._turn:
-            self._plans.clear()
-            self._programs.clear()
-            self._folds.clear()
+            for key in [key for key, plan in self._plans.items() if name is None or key.open or name in plan.names]:
+                del self._plans[key]
+            self.executors.forget(name)
 
     def plan(
         self,
@@ -177,42 +201,34 @@ class Planner:
         Raises CompositionError or AdapterError for what does not fit the batch or is not there.
         """
         per_row = isinstance(setup, list | tuple)
-        tree = tuple(map(as_composition, setup)) if per_row else as_composition(setup)
+        trees = tuple(map(as_composition, setup)) if per_row else (as_composition(setup),)
         heads = head if isinstance(head, str) or head is None else tuple(head)
-        folded = self._may_fold()
-        key = (tree, per_row, heads, default_head, batch, folded, tuple(skip))
+        manner = self.executors.manner()
+        key = _Key(trees, per_row, heads, default_head, batch, frozenset(skip), manner)
         with self._turn:
-            if key in self._plans and not any(one.stale for one in self._plans[key].folds):
+            kept = self._plans.get(key)
+            if kept is not None and not kept.stale:
                 self._plans.move_to_end(key)
-                return self._plans[key]
-            trees = tree if isinstance(tree, tuple) else (tree,)
-            run = self._runner(frozenset(skip), folded)
-            self._plans[key] = plan = self._made(trees, per_row, heads, default_head, batch, run)
+                return kept
+            self._plans[key] = made = self._made(key)
             if len(self._plans) > _KEPT:
                 self._plans.popitem(last=False)
-            return plan
+            return made
 
-    def _made(
-        self,
-        trees: tuple[Composition, ...],
-        per_row: bool,
-        head: str | tuple[str | None, ...] | None,
-        default_head: str | None,
-        batch: int,
-        runner: Callable[[Composition, list[Folded]], Program],
-    ) -> Plan:
+    def _made(self, asked: "_Key") -> Plan:
+        trees, batch = asked.trees, asked.batch
         if batch < 1:
             raise CompositionError("a batch needs at least one row")
         for tree in dict.fromkeys(trees):
             self._parts.check(tree)
         trees = tuple(marked(tree) if self._parts.as_adapters(tree) else tree for tree in trees)
         distinct = tuple(dict.fromkeys(trees))
-        if per_row and len(trees) != batch:
+        if asked.per_row and len(trees) != batch:
             raise CompositionError(f"adapters= names {len(trees)} compositions for a batch of {batch} rows")
         whole = len(distinct) == 1 and not has(distinct[0], Parallel) and not has(distinct[0], BatchSplit)
         if whole:
             lanes = None
-        elif per_row:
+        elif asked.per_row:
             lanes = lanes_of_rows(trees)
         else:
             lanes = lanes_of(trees[0], batch)
@@ -221,45 +237,10 @@ class Planner:
         idle = len(ran) == batch and all(tree == inside for tree in ran)
         if not idle and inside is not None:
             self._parts.need_unmerged(f"{', '.join(map(show, distinct))} cannot run, only {inside!r} for every row can")
-        folds: list[Folded] = []
-        made = None
-        if not idle:
-            made = route(lanes, distinct[0], batch, lambda tree: runner(tree, folds))
         sources = [source for source, _ in lanes] if lanes is not None else list(range(batch))
-        answering = self._heads(ran, sources, head, default_head, batch)
-        return Plan(made, answering, tuple(dict.fromkeys(ran)), len(ran), tuple(folds))
-
-    def _runner(self, skip: frozenset[int], folded: bool) -> Callable[[Composition, list[Folded]], Program]:
-        """What makes the program of a tree: folded or not, with nothing in the layers to skip."""
-
-        def run(tree: Composition, used: list[Folded]) -> Program:
-            made = self._folded(used, tree) if folded else self._program(tree)
-            if not skip:
-                return made
-            return tuple(None if depth in skip else node for node, depth in zip(made, self._depths, strict=True))
-
-        return run
-
-    def _may_fold(self) -> bool:
-        if self.execution == "reference" or self._parts.training:
-            return False
-        return not torch.is_grad_enabled() or not any(weight.requires_grad for weight in self._parts.parameters())
-
-    def _program(self, tree: Composition) -> Program:
-        if tree not in self._programs:
-            self._programs[tree] = program(tree, len(self._normed), self._parts)
-        return self._programs[tree]
-
-    def _folded(self, used: list[Folded], tree: Composition) -> Program:
-        """The program of a tree folded at every site, again where a weight has changed; `used` collects its folds."""
-        if self._parts.as_adapters(tree):
-            return self._program(tree)
-        old = self._folds.get(tree)
-        if old is None or any(one is not None and one.stale for one in old):
-            sites = enumerate(self._normed)
-            self._folds[tree] = tuple(fold(tree, site, self._parts, normed=normed) for site, normed in sites)
-        used += [one for one in self._folds[tree] if one is not None]
-        return tuple(None if one is None else one.node for one in self._folds[tree])
+        made = None if idle else self.executors.routed(Batch(lanes, distinct[0], batch, asked.skip, asked.manner))
+        answering = self._heads(ran, sources, asked.heads, asked.default_head, batch)
+        return Plan(made, answering, tuple(dict.fromkeys(ran)), len(ran))
 
     def _heads(
         self,

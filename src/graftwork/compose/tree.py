@@ -242,6 +242,11 @@ def fusions(composition: Composition) -> tuple[Fuse, ...]:
     return (composition, *inner) if isinstance(composition, Fuse) else inner
 
 
+def names(composition: Composition) -> frozenset[str]:
+    """Every adapter and fusion in the tree."""
+    return frozenset(leaves(composition)).union(fuse.name for fuse in fusions(composition))
+
+
 def has(composition: Composition, kind: type[Block]) -> bool:
     """Whether a block of that kind stands anywhere in the composition."""
     if composition is None or isinstance(composition, str):
