@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import conformance
 from safetensors.torch import load_file, save_file
 
+from benchmarks import conformance
 from tests.shared import ABSENT, ROOT, shared_folder
 
 GOLDEN = Path(__file__).parent / "golden"
