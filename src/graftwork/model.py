@@ -373,6 +373,7 @@ class AdapterModel(nn.Module):
                                "route is restored through the context_fn of the non-reentrant form")  # fmt: skip
         given |= {"use_reentrant": False, "context_fn": self.backbone.runtime.checkpoint_contexts}
         self.base.activation_checkpointing_enable(given, every_n_layers=every_n_layers, offload=offload)
+        self.base.disable_input_require_grads()  # only the reentrant form needs them
 
     gradient_checkpointing_enable = activation_checkpointing_enable
 

@@ -85,8 +85,8 @@ class Backbone:
         if self.discovery is not None:
             probe = given.named(self.discovery.inputs) if plain else self.discovery.inputs
             prove_found(self, probe, self.discovery.report, handles)
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+        model.requires_grad_(False)
+        given.disable_input_require_grads()  # they would put every layer below the first adapter into the graph
 
     def _beside(self, site: Site) -> int | None:
         """The site whose residual is the stream after this one, where a block adds both to one residual."""
