@@ -305,7 +305,7 @@ class AdapterModel(nn.Module):
         }  # fmt: skip
         shape = shape_of(given := {key: value for key, value in tensors.items() if value is not None})
         plan = self._plan(shape.per_row(adapters), shape.per_row(head), shape.rows, skip_layers)
-        plan = plan.speaking(vocabulary.words_of(self.parts, embeddings))
+        plan = plan.speaking(vocabulary.words_of(self.parts, embeddings)).on(self.backbone, extra)
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         _check_extra(extra or {}, {*tensors, *wanted})
         wanted = {key: value for key, value in wanted.items() if value is not None} | plan.further(extra, shape.rows)

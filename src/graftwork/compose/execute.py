@@ -10,7 +10,7 @@ and of how a call names what it wants; that is `plan.py`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -21,6 +21,7 @@ from graftwork.compose.lower import Lane
 from graftwork.compose.parts import Parts
 from graftwork.compose.route import BatchRoute, Program, route
 from graftwork.compose.tree import Composition, names
+from graftwork.compose.trunk import Fork, fork_of
 from graftwork.errors import AdapterError
 
 EXECUTIONS = ("auto", "reference", "folded")
@@ -106,12 +107,26 @@ class Executors:
 
         def run(tree: Composition) -> Program:
             made = self._folded(tree, folds) if batch.manner == "folded" else self._referred(tree)
-            if not batch.skip:
-                return made
-            return tuple(None if depth in batch.skip else node for depth, node in zip(self.depths, made, strict=True))
+            return self._without(batch.skip, made)
 
         made = route(batch.lanes, batch.whole, batch.rows, run)
         return Routed(made, tuple(folds))
+
+    def forked(self, batch: Batch, made: Routed) -> Fork | None:
+        """Where rows become lanes inside the model, or None for at its entry; made: the route of the lanes."""
+
+        def refer(tree: Composition) -> Program:
+            return self._without(batch.skip, self._referred(tree))
+
+        def below(lanes: Sequence[Lane]) -> BatchRoute:  # of trees that `made` has too: its folds are those of both
+            return self.routed(replace(batch, lanes=lanes, whole=lanes[0][1], rows=len(lanes))).route
+
+        return fork_of(batch.lanes, made.route, self.depths, refer, below)
+
+    def _without(self, skip: frozenset[int], made: Program) -> Program:
+        if not skip:
+            return made
+        return tuple(None if depth in skip else node for depth, node in zip(self.depths, made, strict=True))
 
     def _referred(self, tree: Composition) -> Program:
         if tree not in self._programs:

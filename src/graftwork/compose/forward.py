@@ -34,8 +34,8 @@ class Asks:
 def headless(backbone: Backbone, plan: Plan, inputs: dict[str, Tensor], options: Mapping[str, Any]) -> Any:
     """The base's own output, (rows, ...), under a plan without heads."""
     ready = plan.lengthen(inputs)
-    with backbone.runtime.running(plan.route, ready.get("attention_mask"), plan.words):
-        return backbone.model(**ready, **options)
+    with backbone.runtime.running(plan.running, ready.get("attention_mask"), plan.words):
+        return plan.lanes(backbone.model(**ready, **options))
 
 
 def forward(
@@ -62,8 +62,9 @@ def forward(
     lead = None if backbone.config.is_encoder_decoder else next(key for key in ROWS if key in ready)
     places = None if lead is None or lead in SENSED else plan.places(ready[lead])
     given, ready = ready.get("attention_mask"), plan.lengthen(ready)
-    with backbone.runtime.running(plan.route, ready.get("attention_mask"), plan.words):
+    with backbone.runtime.running(plan.running, ready.get("attention_mask"), plan.words):
         output, mask = backbone.run_trunk(ready, options)
+    output, mask, ends, starts, labels = map(plan.lanes, (output, mask, ends, starts, labels))
     if lead is None and mask is ready.get("attention_mask"):
         mask = given  # the decoder reads the encoder's text again, without the prompt
     beside = Beside(output.get("pooler_output"), ends, starts, asks.choices, places)

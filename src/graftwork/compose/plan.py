@@ -23,6 +23,9 @@ from graftwork.compose.lower import lanes_of, lanes_of_rows
 from graftwork.compose.parts import Parts
 from graftwork.compose.route import BatchRoute
 from graftwork.compose.tree import BatchSplit, Composition, Parallel, has, names, show
+from graftwork.compose.trunk import Fork, Forked, shares
+from graftwork.core.backbone import Backbone
+from graftwork.core.site import Route
 from graftwork.errors import AdapterError, CompositionError
 
 NO_HEAD = "none"
@@ -55,6 +58,7 @@ class Plan:
     trees: tuple[Composition, ...]
     rows: int
     words: Tensor | None = None  # embeddings of another vocabulary, (V', D)
+    fork: Fork | None = None  # where rows become lanes inside the model; None: at its entry
 
     @property
     def route(self) -> BatchRoute | None:
@@ -80,9 +84,24 @@ class Plan:
         """The same plan with embeddings of another vocabulary, (V', D); with None, this one."""
         return self if words is None else replace(self, words=words)
 
+    def on(self, backbone: Backbone, extra: Mapping[str, Any] | None) -> "Plan":
+        """The plan as this model can run it now: with rows repeated at the entry where it cannot share them."""
+        if self.fork is None or (not extra and (self.heads or backbone.model is backbone.trunk) and shares(backbone)):
+            return self
+        return replace(self, fork=None)
+
+    @property
+    def running(self) -> Route | None:
+        """The route of one forward, made for it alone where rows become lanes inside."""
+        return self.route if self.fork is None else Forked(self.fork)
+
+    def lanes(self, made: Any) -> Any:
+        """What was made for rows that become lanes inside, with a row for each lane; anything else as it is."""
+        return made if self.fork is None else self.fork.whole(made)
+
     def repeat(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Repeat the rows of every input as Parallel asks: (B, ...) -> (rows, ...)."""
-        if self.sources is None:
+        """Repeat the rows of every input as Parallel asks: (B, ...) -> (rows, ...); none where they fork inside."""
+        if self.sources is None or self.fork is not None:
             return inputs
         one_for_all = int(self.sources.max()) > 0  # a batch of several rows: what has one row is the same for each
         return {
@@ -238,9 +257,11 @@ class Planner:
         if not idle and inside is not None:
             self._parts.need_unmerged(f"{', '.join(map(show, distinct))} cannot run, only {inside!r} for every row can")
         sources = [source for source, _ in lanes] if lanes is not None else list(range(batch))
-        made = None if idle else self.executors.routed(Batch(lanes, distinct[0], batch, asked.skip, asked.manner))
+        work = Batch(lanes, distinct[0], batch, asked.skip, asked.manner)
+        made = None if idle else self.executors.routed(work)
+        fork = None if made is None else self.executors.forked(work, made)
         answering = self._heads(ran, sources, asked.heads, asked.default_head, batch)
-        return Plan(made, answering, tuple(dict.fromkeys(ran)), len(ran))
+        return Plan(made, answering, tuple(dict.fromkeys(ran)), len(ran), fork=fork)
 
     def _heads(
         self,
