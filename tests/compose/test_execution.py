@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from graftwork.compose import execute
 from graftwork.compose.fold import Folded
 from graftwork.compose.tree import Composition
 from graftwork.errors import AdapterError
@@ -42,10 +43,10 @@ def made() -> AdapterModel:
     return model
 
 
-def folds(model: AdapterModel) -> tuple[Folded, ...]:
-    routed = model._planner.plan("Fuse(a, b)", "none", None, 2).routed
+def folds(model: AdapterModel, setup: str = "Fuse(a, b)") -> tuple[Folded, ...]:
+    routed = model._planner.plan(setup, "none", None, 2).routed
     assert routed is not None
-    return routed.folds
+    return tuple(one for made in routed.made for one in made.folds)
 
 
 def test_folded_only_where_no_gradient_is_needed() -> None:
@@ -59,9 +60,29 @@ def test_folded_only_where_no_gradient_is_needed() -> None:
         model.eval()
         model.execution = "reference"
         assert folds(model) == ()
-    model.execution = "folded"
+    model.execution = "auto"
     model.parts.requires_grad_(False)
     assert len(folds(model)) == 3
+
+
+def test_what_learns_elsewhere_does_not_hinder_a_fold() -> None:
+    model = made()
+    model.add_classification_head("a", num_labels=2)
+    model.parts.requires_grad_(False)
+    (fusion,) = [*model.parts.modules_of("fusions", "a,b").values()][:1]
+    next(fusion.parameters()).requires_grad_(True)
+    model.parts.head("a").requires_grad_(True)
+    assert [len(folds(model, setup)) for setup in ("a", "Stack(a, b)", "Fuse(a, b)")] == [3, 3, 0]
+    inputs = tiny.inputs("bert")
+    given = model.base.get_input_embeddings()(inputs["input_ids"]).requires_grad_(True)
+    call: dict[str, Any] = {"inputs_embeds": given, "adapters": "Stack(b, a)", "labels": torch.tensor([0, 1])}
+    found = {}
+    for model.execution in ("folded", "reference"):
+        learning = [given, *model.parts.head("a").parameters()]
+        found[model.execution] = torch.autograd.grad(model(**call).loss, learning)
+    for folded, reference in zip(*found.values(), strict=True):
+        torch.testing.assert_close(folded, reference, rtol=1e-4, atol=1e-6)
+        assert folded.abs().max() > 1e-5
 
 
 def test_a_change_of_weights_is_followed() -> None:
@@ -69,8 +90,8 @@ def test_a_change_of_weights_is_followed() -> None:
     call: dict[str, Any] = {**inputs, "adapters": "Fuse(a, b)", "head": "none"}
     with torch.inference_mode():
         first = model(**call)[0]
-        assert folds(model) is folds(model)
         kept = folds(model)
+        assert all(one is other for one, other in zip(folds(model), kept, strict=True))
     model.train_adapter("a")
     model.eval()
     with torch.no_grad():
@@ -78,10 +99,48 @@ def test_a_change_of_weights_is_followed() -> None:
         for weight in model.parts.parameters():
             weight.mul_(1.2)
         second = model(**call)[0]
-        assert folds(model) is not kept
+        assert not any(one is other for one, other in zip(folds(model), kept, strict=True))
         model.execution = "reference"
         torch.testing.assert_close(model(**call)[0], second, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(first, second, atol=1e-3)
+
+
+def test_what_is_not_folded_is_not_watched() -> None:
+    model = AdapterModel(tiny.model("bert"))
+    model.add_adapter("low", config="lora[r=2]")
+    model.add_adapter("a")
+    model.execution = "folded"
+    with torch.no_grad():
+        (low, both) = (model._planner.plan(setup, "none", None, 2).routed for setup in ("low", "Stack(low, a)"))
+        assert low is not None
+        assert both is not None
+        for weight in model.parts.tensors("adapters", "low").values():
+            weight.add_(1)
+        assert (low.stale, both.stale) == (False, False)
+        for weight in model.parts.tensors("adapters", "a").values():
+            weight.add_(1)
+        assert (low.stale, both.stale) == (False, True)
+
+
+def test_folds_beyond_their_room_make_place_for_those_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made()
+    planner, one = model._planner, 0
+    with torch.no_grad():
+        folds(model, "a")
+        one = planner.executors._bytes
+        monkeypatch.setattr(execute, "_ROOM", 3 * one)
+        monkeypatch.setattr(execute, "_SHARE", 0)
+        first = folds(model, "a")[0]
+        for share in range(1, 30):
+            folds(model, f"Average(a:{share}, b:1)")
+            assert folds(model, "a")[0] is first  # used all the time, so it stays
+            assert planner.executors._bytes == sum(made.bytes for made in planner.executors._made.values())
+            assert planner.executors._bytes <= 5 * one  # an average takes as much as two
+        assert len(planner._plans) == 2
+        monkeypatch.setattr(execute, "_ROOM", 1)
+        planner.forget("nobody")  # how much room there is follows the adapters
+        assert len(folds(model, "Stack(a, b)")) == 3  # what runs now is never dropped
+        assert len(planner._plans) == 1
 
 
 def test_a_copy_folds_its_own_weights() -> None:

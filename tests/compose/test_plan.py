@@ -129,7 +129,7 @@ def test_by_name_only_what_uses_it_is_forgotten(rig: Rig) -> None:
     rig.planner.executors.execution = "folded"
     asked: list[tuple[Any, Any]] = [("hi", "b"), (Stack("hi", "b"), "a"), (Fuse("a", "b", name="f"), "b"), ("a", "a")]
     made = [plan(rig, setup, head) for setup, head in asked]
-    kept = dict(rig.planner.executors._folds)
+    kept = dict(rig.planner.executors._made)
     assert len(kept) == 4
 
     def survivors(name: str | None) -> list[bool]:
@@ -138,9 +138,9 @@ def test_by_name_only_what_uses_it_is_forgotten(rig: Rig) -> None:
 
     assert survivors("something else") == [True] * 4
     assert survivors("f") == [True, True, False, True]
-    assert all(rig.planner.executors._folds["a"][site] is one for site, one in enumerate(kept["a"]))
+    assert rig.planner.executors._made["a", "folded"] is kept["a", "folded"]
     assert survivors("hi") == [False, False, False, True]
-    assert rig.planner.executors._folds["hi"] is not kept["hi"]
+    assert rig.planner.executors._made["hi", "folded"] is not kept["hi", "folded"]
     assert survivors("a") == [False] * 4  # an adapter here, a member there, a head of another one
     assert survivors(None) == [False] * 4
 

@@ -9,9 +9,9 @@ they are made when a composition is first run, and again when a weight of it has
 and of how a call names what it wants; that is `plan.py`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -22,10 +22,15 @@ from graftwork.compose.parts import Parts
 from graftwork.compose.route import BatchRoute, Program, route
 from graftwork.compose.tree import Composition, names
 from graftwork.compose.trunk import Fork, fork_of
+from graftwork.compose.watch import Watch
 from graftwork.errors import AdapterError
 
 EXECUTIONS = ("auto", "reference", "folded")
 Manner: TypeAlias = Literal["reference", "folded"]  # how one call runs
+
+_ROOM = 1 << 30  # bytes that folded weights may take in any case; beyond, `_SHARE` times what the adapters take
+_SHARE = 4
+_PLAIN_NODE = 512  # bytes of a node that holds no weights, about
 
 
 @dataclass(frozen=True)
@@ -39,17 +44,33 @@ class Batch:
     manner: Manner
 
 
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What one composition runs: its program, and the folds that are in it. bytes: of memory, about."""
+
+    tree: Composition
+    manner: Manner
+    program: Program
+    folds: tuple[Folded, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Of memory, about."""
+        return _PLAIN_NODE * len(self.program) + sum(one.plan.bytes for one in self.folds)
+
+
 @dataclass(frozen=True)
 class Routed:
-    """The route of a batch, and what was folded for it."""
+    """The route of a batch, the programs in it, and what their folded weights were made of."""
 
     route: BatchRoute
-    folds: tuple[Folded, ...] = ()
+    made: tuple[Made, ...] = ()
+    watch: Watch = field(default_factory=Watch, repr=False)
 
     @property
     def stale(self) -> bool:
         """Whether a weight has changed since it was folded: the route is to be made again."""
-        return any(one.stale for one in self.folds)
+        return self.watch.stale
 
 
 class Executors:
@@ -64,8 +85,9 @@ class Executors:
         self._parts = parts
         self.normed, self.depths = tuple(normed), tuple(depths)
         self.execution = execution
-        self._programs: dict[Composition, Program] = {}
-        self._folds: dict[Composition, tuple[Folded | None, ...]] = {}
+        self._made: dict[tuple[Composition, Manner], Made] = {}
+        self._held: dict[str, list[tuple[dict[str, Any], str]]] = {}  # name -> where its parameters are
+        self._bytes, self._room = 0, 0  # of all that is made; how many there may be, 0 where that is not known
 
     @property
     def execution(self) -> str:
@@ -78,19 +100,39 @@ class Executors:
             raise AdapterError(f"execution {name!r} is unknown; there are {', '.join(EXECUTIONS)}")
         self._execution = name
 
-    def manner(self) -> Manner:
-        """How a call runs now."""
+    def manner(self, trees: Iterable[Composition]) -> Manner:
+        """How a call with these compositions runs now: by the reference where one of their weights may get a gradient.
+
+        Gradients of what is before and after them, embeddings and heads, pass through folded weights as well.
+        """
         if self.execution == "reference" or self._parts.training:
             return "reference"
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in self._parts.parameters()):
+        if torch.is_grad_enabled() and any(map(self._learns, frozenset().union(*map(names, trees)))):
             return "reference"
         return "folded"
 
     def forget(self, name: str | None = None) -> None:
         """Drop the programs of compositions with the adapter or fusion of that name; None: of all."""
-        for kept in (self._programs, self._folds):
-            for tree in [tree for tree in kept if name is None or name in names(tree)]:
-                del kept[tree]
+        self._room = 0
+        for key in [key for key in self._made if name is None or name in names(key[0])]:
+            self._bytes -= self._made.pop(key).bytes
+        self._held = {key: held for key, held in self._held.items() if name not in (None, key)}
+
+    def trim(self, routes: Sequence[Routed | None]) -> int:
+        """How many of these routes, the most recent first, may be kept: those whose programs there is room for."""
+        if self._bytes <= _ROOM or self._bytes <= self._most():
+            return len(routes)
+        kept: dict[tuple[Composition, Manner], Made] = {}
+        total, count = 0, 0
+        for one in routes:
+            new = {(made.tree, made.manner): made for made in one.made} if one is not None else {}
+            total += sum(made.bytes for key, made in new.items() if key not in kept)
+            if count and total > self._most():  # what runs now stays, however large it is
+                break
+            kept |= new
+            count += 1
+        self._made, self._bytes = kept, sum(made.bytes for made in kept.values())
+        return count
 
     def routed(self, batch: Batch) -> Routed:
         """The route of a batch."""
@@ -103,20 +145,20 @@ class Executors:
 
     def _by_group(self, batch: Batch) -> Routed:
         """One group of rows after another, each with a program of its own."""
-        folds: list[Folded] = []
+        used: list[Made] = []
 
         def run(tree: Composition) -> Program:
-            made = self._folded(tree, folds) if batch.manner == "folded" else self._referred(tree)
-            return self._without(batch.skip, made)
+            used.append(made := self._program(tree, batch.manner))
+            return self._without(batch.skip, made.program)
 
         made = route(batch.lanes, batch.whole, batch.rows, run)
-        return Routed(made, tuple(folds))
+        return Routed(made, tuple(used), Watch.joined(fold.watch for one in used for fold in one.folds))
 
     def forked(self, batch: Batch, made: Routed) -> Fork | None:
         """Where rows become lanes inside the model, or None for at its entry; made: the route of the lanes."""
 
         def refer(tree: Composition) -> Program:
-            return self._without(batch.skip, self._referred(tree))
+            return self._without(batch.skip, self._program(tree, "reference").program)
 
         def below(lanes: Sequence[Lane]) -> BatchRoute:  # of trees that `made` has too: its folds are those of both
             return self.routed(replace(batch, lanes=lanes, whole=lanes[0][1], rows=len(lanes))).route
@@ -128,18 +170,36 @@ class Executors:
             return made
         return tuple(None if depth in skip else node for depth, node in zip(self.depths, made, strict=True))
 
-    def _referred(self, tree: Composition) -> Program:
-        if tree not in self._programs:
-            self._programs[tree] = program(tree, len(self.normed), self._parts)
-        return self._programs[tree]
-
-    def _folded(self, tree: Composition, used: list[Folded]) -> Program:
-        """The program of a tree folded at every site, again where a weight has changed; `used` collects its folds."""
+    def _program(self, tree: Composition, manner: Manner) -> Made:
+        """The program of a tree, made again where a weight that was folded into it has changed."""
         if self._parts.as_adapters(tree):
-            return self._referred(tree)
-        old = self._folds.get(tree)
-        if old is None or any(one is not None and one.stale for one in old):
-            sites = enumerate(self.normed)
-            self._folds[tree] = tuple(fold(tree, site, self._parts, normed=normed) for site, normed in sites)
-        used += [one for one in self._folds[tree] if one is not None]
-        return tuple(None if one is None else one.node for one in self._folds[tree])
+            manner = "reference"
+        old = self._made.get((tree, manner))
+        if old is not None and not any(one.stale for one in old.folds):
+            return old
+        if manner == "folded":
+            folds = [fold(tree, site, self._parts, normed=normed) for site, normed in enumerate(self.normed)]
+            nodes = tuple(None if one is None else one.node for one in folds)
+            made = Made(tree, manner, nodes, tuple(one for one in folds if one is not None))
+        else:
+            made = Made(tree, manner, program(tree, len(self.normed), self._parts))
+        self._bytes += made.bytes - (0 if old is None else old.bytes)
+        self._made[tree, manner] = made
+        return made
+
+    def _learns(self, name: str) -> bool:
+        """Whether a weight of the adapter or fusion of that name may get a gradient."""
+        if name not in self._held:
+            tables = [table for table in ("adapters", "fusions") if name in self._parts.records(table)]
+            modules = [module for table in tables for module in self._parts.modules_of(table, name).values()]
+            inner = [one for module in modules for one in module.modules()]
+            self._held[name] = [(one._parameters, key) for one in inner for key in one._parameters]
+        held = (weights.get(key) for weights, key in self._held[name])
+        return any(weight is not None and weight.requires_grad for weight in held)
+
+    def _most(self) -> int:
+        if not self._room:
+            tables = (self._parts.adapters, self._parts.fusions)
+            taken = sum(weight.nbytes for table in tables for weight in table.parameters())
+            self._room = max(_ROOM, _SHARE * taken)
+        return self._room

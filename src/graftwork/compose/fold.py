@@ -16,26 +16,25 @@ values, a fusion of members that move the stream, members in different dtypes.
 Folded weights are a snapshot, built in float64 and cast, never saved. `Folded.stale` says when to fold again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from graftwork.compose.formula import Formula, Normed, Symbolic, Unfoldable
 from graftwork.compose.layout import lay_out
 from graftwork.compose.plain import Plain
 from graftwork.compose.reference import Modules, Node, bind
 from graftwork.compose.tree import Average, Composition, Fuse, Stack, fusions, leaves, show
+from graftwork.compose.watch import Watch, parameters
 from graftwork.compose.wide import Wide
 from graftwork.core.adapter import Adapter
 from graftwork.core.bottleneck import Bottleneck
 from graftwork.core.fusion import Fusion
 from graftwork.core.phm import PHM
-
-_Watched = tuple[dict[str, nn.Parameter | None], str, Tensor, int, int]  # where it is, what it was, version, address
 
 
 @dataclass(frozen=True)
@@ -70,15 +69,12 @@ class Folded:
 
     node: Node
     plan: FoldPlan
-    _watched: tuple[_Watched, ...] = field(repr=False)
+    watch: Watch = field(repr=False)  # the members of which it holds weights
 
     @property
     def stale(self) -> bool:
-        """Whether a member's weight was replaced, moved or written to since. Writes through `.data` are not seen."""
-        return any(
-            where[name] is not tensor or _version(tensor) != version or tensor.data_ptr() != address
-            for where, name, tensor, version, address in self._watched
-        )
+        """Whether a weight that was folded has changed since."""
+        return self.watch.stale
 
 
 def fold(tree: Composition, site: int, modules: Modules, *, normed: bool | None) -> Folded | None:
@@ -103,7 +99,7 @@ def fold(tree: Composition, site: int, modules: Modules, *, normed: bool | None)
         reference_multiplications=multiplications(tree, site, modules),
         bytes=sum(weight.nbytes for weight in weights),
     )
-    return Folded(node, plan, _watched(_members(tree, site, modules)))
+    return Folded(node, plan, Watch.of(folding.members.values()))
 
 
 def multiplications(tree: Composition, site: int, modules: Modules) -> int:
@@ -130,21 +126,6 @@ def _of_adapter(adapter: nn.Module) -> int:
     return dense + sum(layer.multiplications for layer in layers)
 
 
-def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """A member's own parameters and those that it shares with the other sites of its adapter."""
-    for _, _, parameter in _held(module):
-        yield parameter
-
-
-def _held(member: nn.Module) -> Iterator[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]]:
-    shared = {id(layer.shared): layer.shared for layer in member.modules() if isinstance(layer, PHM) and layer.shared}
-    for owner in (member, *shared.values()):
-        for module in owner.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    yield module._parameters, name, parameter
-
-
 class _Folding:
     """One composition at one site: what was folded, what was not."""
 
@@ -156,6 +137,7 @@ class _Folding:
         self.kept: list[Kept] = []
         self.written_out: list[str] = []
         self.multiplications = 0  # of what is kept
+        self.members: dict[str, nn.Module] = {}  # of what is folded
 
     def node(self, tree: Composition) -> Node | None:
         """The tree as one wide bottleneck; else its members apart, or the reference."""
@@ -176,6 +158,7 @@ class _Folding:
             self.multiplications += multiplications(tree, self.site, self.modules)
             return bind(tree, self.site, self.modules)
         self.wides.append((show(tree), wide))
+        self.members |= _members(tree, self.site, self.modules)
         return wide
 
     def wide(self, tree: Composition, normed: bool) -> Wide | Plain:
@@ -184,7 +167,7 @@ class _Folding:
         for name, module in members.items():
             if not isinstance(module, Bottleneck | Fusion):
                 raise Unfoldable(f"{name} is a {type(module).__name__}, and only bottleneck adapters fold")
-        weights = [weight for module in members.values() for weight in _parameters(module) if weight.dim() >= 2]
+        weights = [weight for module in members.values() for weight in parameters(module) if weight.dim() >= 2]
         if len({weight.dtype for weight in weights}) > 1:
             dtypes = ", ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in weights}))
             raise Unfoldable(f"its members have different dtypes: {dtypes}")
@@ -243,15 +226,3 @@ def _members(tree: Composition, site: int, modules: Modules) -> dict[str, nn.Mod
     fused = {f"fusion {fuse.name}": modules.fusion(fuse.name, site) for fuse in fusions(tree)}
     found = {**adapters, **fused}
     return {name: cast(nn.Module, module) for name, module in found.items() if module is not None}
-
-
-def _watched(members: Mapping[str, nn.Module]) -> tuple[_Watched, ...]:
-    return tuple(
-        (where, name, parameter, _version(parameter), parameter.data_ptr())
-        for member in members.values()
-        for where, name, parameter in _held(member)
-    )
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

@@ -222,15 +222,18 @@ class Planner:
         per_row = isinstance(setup, list | tuple)
         trees = tuple(map(as_composition, setup)) if per_row else (as_composition(setup),)
         heads = head if isinstance(head, str) or head is None else tuple(head)
-        manner = self.executors.manner()
-        key = _Key(trees, per_row, heads, default_head, batch, frozenset(skip), manner)
         with self._turn:
+            manner = self.executors.manner(trees)
+            key = _Key(trees, per_row, heads, default_head, batch, frozenset(skip), manner)
             kept = self._plans.get(key)
             if kept is not None and not kept.stale:
                 self._plans.move_to_end(key)
                 return kept
-            self._plans[key] = made = self._made(key)
-            if len(self._plans) > _KEPT:
+            made = self._made(key)
+            self._plans.pop(key, None)
+            self._plans[key] = made
+            most = self.executors.trim([plan.routed for plan in reversed(self._plans.values())])
+            while len(self._plans) > min(most, _KEPT):
                 self._plans.popitem(last=False)
             return made
 
