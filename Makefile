@@ -13,6 +13,8 @@ USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 # Waiting threads sleep instead of spinning: without it a busy machine makes small models many times slower.
 PATIENT := OMP_WAIT_POLICY=PASSIVE
+# A process for each processor, each on one thread; the tests of a file stay together, with what they set up.
+SPREAD := --numprocesses logical --maxprocesses 8 --dist loadfile
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/' | expand -t 18
@@ -36,10 +38,10 @@ demo: setup     ## train, package, compose and serve adapters on a real encoder;
 	$(OFFLINE) $(VENV)/bin/graftwork demo
 
 test: setup     ## the tests, with about 100 examples a property
-	$(OFFLINE) $(PATIENT) GRAFTWORK_PROFILE=default $(PY) -m pytest
+	$(OFFLINE) $(PATIENT) OMP_NUM_THREADS=1 GRAFTWORK_PROFILE=default $(PY) -m pytest $(SPREAD)
 
 test-full: setup  ## the same with 1000 examples a property, and the long runs
-	$(OFFLINE) $(PATIENT) GRAFTWORK_PROFILE=full $(PY) -m pytest
+	$(OFFLINE) $(PATIENT) OMP_NUM_THREADS=1 GRAFTWORK_PROFILE=full $(PY) -m pytest $(SPREAD)
 
 check: setup    ## lint, format and types; changes nothing
 	$(PY) -m ruff check .
