@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from graftwork.compose.answer import AdapterOutput as AdapterOutput
     from graftwork.compose.grammar import parse as parse
+    from graftwork.compose.lower import Lanes as Lanes
     from graftwork.compose.tree import Average as Average
     from graftwork.compose.tree import BatchSplit as BatchSplit
     from graftwork.compose.tree import Fuse as Fuse
@@ -92,6 +93,7 @@ DEFINED_IN = {
     "GraftworkError": "graftwork.errors",
     "IA3Config": "graftwork.core.ia3",
     "InputTooLong": "graftwork.errors",
+    "Lanes": "graftwork.compose.lower",
     "LoRAConfig": "graftwork.core.lora",
     "LoReftConfig": "graftwork.core.kinds",
     "MAMConfig": "graftwork.core.kinds",

@@ -26,7 +26,8 @@ from graftwork.compose.claims import check_free, check_unfused
 from graftwork.compose.eject import eject_prefixes
 from graftwork.compose.forward import Asks, forward, headless
 from graftwork.compose.grammar import as_composition, as_fuse
-from graftwork.compose.inputs import SPOKEN_OF, for_heads, shape_of
+from graftwork.compose.inputs import SPOKEN_OF, check_extra, for_heads, shape_of
+from graftwork.compose.lower import Lanes
 from graftwork.compose.merge import merge_adapter, reset_adapter
 from graftwork.compose.methods import adds, asks, changes
 from graftwork.compose.parts import Parts
@@ -48,7 +49,7 @@ from graftwork.registry.package import Package, read, write
 from graftwork.summary import Summary, summarise
 from graftwork.wordfiles import load_embeddings, save_embeddings
 
-Setup: TypeAlias = Composition | Sequence[Any]  # a composition in any spelling that `as_composition` reads
+Setup: TypeAlias = Composition | Lanes | Sequence[Any]  # a composition in any spelling that `as_composition` reads
 
 
 class Default(enum.Enum):
@@ -287,13 +288,13 @@ class AdapterModel(nn.Module):
     ) -> Any:
         """Run the base under a route, and the heads of its rows.
 
-        adapters: a composition for the whole batch, or a list with one per row (each a name, expression, block or
-        None); left out, the active setup; None, no adapter. head: a head for all rows or one per row; "none" for the
-        base's own output. skip_layers: layers (encoder first) that run without adapters. embeddings: those of all rows;
-        left out, the active ones. extra: further arguments of the base; Parallel repeats their rows. Tensors are (B, T)
-        ids and masks, (B, C, T) with C texts a question; labels as the head's loss has them, or by head's name.
-        Returns an AdapterOutput, or the base's own output where no head answers. Parallel makes N·B rows. Raises
-        AdapterError (an input the base does not take, no head meant), CompositionError (rows do not fit).
+        adapters: a composition for the batch, a list with one per row (each a name, expression, block or None), or
+        Lanes; left out, the active setup; None, no adapter. head: for all rows or one per row (or lane); "none" for the
+        base's own output. skip_layers: layers (encoder first) that run without adapters. embeddings: of all rows; left
+        out, the active ones. extra: further arguments of the base; their rows are repeated too. Tensors are (B, T) ids
+        and masks, (B, C, T) with C texts a question; labels as the head's loss has them, or by head's name. Returns an
+        AdapterOutput, or the base's own output where no head answers. Parallel makes N·B rows. Raises AdapterError (an
+        input the base does not take, no head meant), CompositionError (rows do not fit).
         """
         tensors = {
             "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
@@ -307,7 +308,7 @@ class AdapterModel(nn.Module):
         plan = self._plan(shape.per_row(adapters), shape.per_row(head), shape.rows, skip_layers)
         plan = plan.speaking(vocabulary.words_of(self.parts, embeddings)).on(self.backbone, extra)
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        _check_extra(extra or {}, {*tensors, *wanted})
+        check_extra(extra or {}, {*tensors, *wanted})
         wanted = {key: value for key, value in wanted.items() if value is not None} | plan.further(extra, shape.rows)
         if plan.heads is None:
             by_head = ["labels by head"] if isinstance(labels, Mapping) else []
@@ -479,13 +480,6 @@ class AdapterModel(nn.Module):
     def adapter_summary(self) -> Summary:
         """Names, methods, parameter counts and what is active or trains; printable, with `rows` for a machine."""
         return summarise(self.parts, self.backbone, self._active, self._answering)
-
-
-def _check_extra(extra: Mapping[str, Any], named: set[str]) -> None:
-    """Raise AdapterError for further arguments that have a place of their own."""
-    for key in extra:
-        if key in named:
-            raise AdapterError(f"extra holds {key!r}, which is an argument of its own")
 
 
 class AutoAdapterModel:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from graftwork.compose.lower import Lanes
 from graftwork.compose.plan import _KEPT, Plan
 from graftwork.compose.tree import Average, BatchSplit, Fuse, Parallel, Stack
 from graftwork.core.fusion import FUSIONS
@@ -55,6 +56,41 @@ def test_rows_are_repeated_as_parallel_asks(rig: Rig) -> None:
     assert repeated["one for all"].tolist() == [[9]]
     given = {"x": torch.tensor([[1], [2]])}
     assert plan(rig, "a").repeat(given) is given
+
+
+def test_lanes_say_what_runs_on_which_row(rig: Rig) -> None:
+    with_heads(rig, "a", "b")
+    made = plan(rig, Lanes([1, 0, 1], ["a", Stack("hi", "b"), "none"]), ["b", None, "a"])
+    assert made.sources is not None
+    assert made.sources.tolist() == [1, 0, 1]
+    assert (made.rows, made.heads) == (3, ("b", "b", "a"))
+    assert plan(rig, Lanes([0, 1], ["a", "b"])) is plan(rig, ["a", "b"])
+    assert plan(rig, Lanes([0, 0, 1], ["a", "a", "a"])).rows == 3
+    given = tiny.inputs("bert")
+    twice = {key: value[[1, 0, 1]] for key, value in given.items()}
+    trees = ["a", Stack("hi", "b"), BatchSplit("a", batch_sizes=[1])]
+    assert relative(rig.run(Lanes([1, 0, 1], trees), given), rig.run(trees, twice)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("lanes", "message"),
+    [
+        (Lanes([0, 1], ["a"]), "Lanes names 2 rows and 1 compositions"),
+        (Lanes([0, 0], ["a", "b"]), r"Lanes names the rows \[0\] of a batch with rows 0 to 1; .* see \[1\]"),
+        (Lanes([0, 1, 2], ["a", "b", "a"]), r"each of them and no other: see \[2\]"),
+        (Lanes([0, 1, 1], ["a", "b", Stack("hi", Parallel("a", "b"))]), "give each branch a lane of its own"),
+        (Lanes([1, 0], [BatchSplit("a", "b", batch_sizes=[1, 1]), "b"]), "covers 2 rows, but the batch has 1"),
+    ],
+)
+def test_lanes_that_do_not_fit_are_refused(rig: Rig, lanes: Lanes, message: str) -> None:
+    with pytest.raises(CompositionError, match=message):
+        plan(rig, lanes)
+
+
+def test_lanes_have_as_many_heads(rig: Rig) -> None:
+    with_heads(rig, "a", "b")
+    with pytest.raises(AdapterError, match="head= names 2 heads for a batch of 3 rows"):
+        plan(rig, Lanes([0, 0, 1], ["a", "b", "a"]), ["a", "b"])
 
 
 def test_rows_without_adapters_are_repeated_too(rig: Rig) -> None:

@@ -1,12 +1,13 @@
 """Waves and batches: nothing lost, nothing twice, every bound kept."""
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftwork.serve.batches import batches, waves
+from graftwork.serve.batches import batches, texts_of, waves
 from graftwork.serve.catalog import Found
 from graftwork.serve.planner import Planner, Unit
 from tests.serve.world import World, text
@@ -83,3 +84,17 @@ def test_what_is_loaded_goes_first(tiny_world: World) -> None:
     units = units_of(tiny_world, plain([Asked("ner", 3), Asked("mood", 3)]))
     assert [[unit.head for unit in wave] for wave in waves(units, 1, {"mood@1"})] == [["mood@1"], ["ner@1"]]
     assert [[unit.head for unit in wave] for wave in waves(units, 1, ())] == [["ner@1"], ["mood@1"]]
+
+
+def test_a_text_is_given_once_whatever_is_asked_of_it(tiny_world: World) -> None:
+    rows = [
+        {"text": text(4, seed), "adapters": how} for seed, how in ((1, "intent"), (2, "mood"), (1, "ner"), (1, "mood"))
+    ]
+    rows += [{"text": text(2), "text_pair": text(2, 1), "adapters": "nli"}, {"text": text(4), "adapters": "mood"}]
+    units = units_of(tiny_world, rows)
+    texts, numbers = texts_of(unit.encoded for unit in units)
+    assert numbers == [0, 1, 0, 0, 2, 3]
+    assert [one.input_ids for one in texts] == [units[at].encoded.input_ids for at in (0, 1, 4, 5)]
+    side_by_side = [unit.encoded.input_ids for batch in batches(units, 3, 1000) for unit in batch]
+    assert len(side_by_side) == 6
+    assert len([one for one, _ in groupby(side_by_side)]) == 4

@@ -173,6 +173,22 @@ def test_rows_of_different_compositions_and_heads_share_one_forward(tiny_world: 
     assert engine.counts.pieces == engine.counts.padded == 12 * 6
 
 
+def test_answers_to_one_text_share_the_layers_below_their_adapters(world: World) -> None:
+    for name in ("one", "two", "three"):
+        world.adapter(name, CLASSES, "seq_bn[reduction_factor=4,leave_out=[0,1]]")
+    engine = world.engine()
+    ran: list[list[int]] = [[], [], []]
+    for layer, seen in zip(engine.model.base.encoder.layer, ran, strict=True):
+        layer.output.register_forward_hook(lambda module, args, output, seen=seen: seen.append(len(output)))
+    rows = [{"text": text(6), "adapters": name} for name in ("one", "two", "Parallel(three, two)")]
+    rows += [{"text": text(4), "adapters": "three"}, {"text": text(6), "adapters": "none", "head": "one"}]
+    found = engine.answer(rows)
+    assert ran == [[2], [2], [6]]  # two texts, six answers
+    assert (engine.counts.forwards, engine.counts.pieces, engine.counts.padded) == (1, 5 * 8 + 6, 6 * 8)
+    assert all(map(close, found, one_at_a_time(engine, rows)))
+    assert len({answer["scores"]["no"] for answer in (found[0], found[1], *found[2]["branches"], found[4])}) == 4
+
+
 def test_a_row_alone_may_be_longer_than_a_batch(tiny_world: World) -> None:
     engine = tiny_world.engine(max_batch_tokens=8)
     rows = [{"text": text(words), "adapters": "mood"} for words in (30, 2, 2, 2)]

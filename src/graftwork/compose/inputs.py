@@ -83,6 +83,13 @@ def with_decoder_input(inputs: Mapping[str, Tensor], labels: Tensor, config: Any
     return {**inputs, "decoder_input_ids": shifted_right(labels, start, pad)}
 
 
+def check_extra(extra: Mapping[str, Any], named: set[str]) -> None:
+    """Raise AdapterError for further arguments that have a place of their own."""
+    for key in extra:
+        if key in named:
+            raise AdapterError(f"extra holds {key!r}, which is an argument of its own")
+
+
 def ends_of(inputs: Mapping[str, Tensor], config: Any) -> Tensor | None:
     """Where the input ids (B, T) are the end-of-sequence token, or None where there are none or no such token."""
     ids, eos = inputs.get("input_ids"), getattr(config, "eos_token_id", None)

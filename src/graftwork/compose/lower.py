@@ -2,18 +2,58 @@
 
 BatchSplit and per-row compositions assign rows, Split assigns tokens, Parallel repeats rows. Each distributes over the
 arithmetic blocks: Stack(l, BatchSplit(a:1, b:1)) is Stack(l, a) on row 0 and Stack(l, b) on row 1. What is left is a
-list of *lanes* (source row, composition without routing over rows), and for each a list of runs of tokens. Knows names
-and numbers only.
+list of *lanes* (source row, composition without routing over rows), and for each a list of runs of tokens. A call may
+also say the lanes itself. Knows names and numbers only.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from graftwork.compose.tree import Average, BatchSplit, Composition, Parallel, Split, Stack, has, show
 from graftwork.errors import CompositionError
 
 Lane: TypeAlias = tuple[int, Composition]  # (source row, what runs on it)
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """What a call asks for where rows have several answers, each a lane of its own: `adapters=Lanes([0, 0, 1], [...])`.
+
+    rows: the row of each lane, every row of the batch among them. compositions: of each lane, in any spelling, without
+    a Parallel. Answers, and a list of heads, are in the order of the lanes.
+    """
+
+    rows: Sequence[int]
+    compositions: Sequence[Any]
+
+    def check(self, batch: int) -> None:
+        """Raise CompositionError unless every lane is of one of `batch` rows, and every row has one."""
+        if len(self.rows) != len(self.compositions):
+            raise CompositionError(f"Lanes names {len(self.rows)} rows and {len(self.compositions)} compositions")
+        if wrong := sorted(set(self.rows) ^ set(range(batch))):
+            raise CompositionError(
+                f"Lanes names the rows {sorted(set(self.rows))} of a batch with rows 0 to {batch - 1}; "
+                f"it must name each of them and no other: see {wrong}"
+            )
+
+
+def lowered(trees: Sequence[Composition], rows: Sequence[int] | None, per_row: bool, batch: int) -> list[Lane] | None:
+    """The lanes of a call: of one composition for the batch, of one per row, or of one for each of `rows`.
+
+    None where every row runs the one composition as it is. Raises CompositionError for what does not fit the batch.
+    """
+    if rows is not None:
+        if parallel := next((tree for tree in trees if has(tree, Parallel)), None):
+            raise CompositionError(f"{show(parallel)}: a lane is one answer; give each branch a lane of its own")
+        return [(rows[lane], tree) for lane, tree in lanes_of_rows(trees)]
+    if per_row and len(trees) != batch:
+        raise CompositionError(f"adapters= names {len(trees)} compositions for a batch of {batch} rows")
+    one = trees[0]
+    if len(set(trees)) == 1 and not has(one, Parallel) and not has(one, BatchSplit):
+        return None
+    return lanes_of_rows(trees) if per_row else lanes_of(one, batch)
 
 
 def lanes_of(tree: Composition, batch: int) -> list[Lane]:

@@ -19,10 +19,10 @@ from graftwork.compose.execute import Batch, Executors, Manner, Routed
 from graftwork.compose.grammar import as_composition
 from graftwork.compose.inputs import ROWS, SENSED
 from graftwork.compose.legacy import marked
-from graftwork.compose.lower import lanes_of, lanes_of_rows
+from graftwork.compose.lower import Lanes, lowered
 from graftwork.compose.parts import Parts
 from graftwork.compose.route import BatchRoute
-from graftwork.compose.tree import BatchSplit, Composition, Parallel, has, names, show
+from graftwork.compose.tree import Composition, names, show
 from graftwork.compose.trunk import Fork, Forked, shares
 from graftwork.core.backbone import Backbone
 from graftwork.core.site import Route
@@ -42,6 +42,7 @@ class _Key(NamedTuple):
     batch: int
     skip: frozenset[int]
     manner: Manner
+    rows: tuple[int, ...] | None = None  # of Lanes
 
     @property
     def open(self) -> bool:
@@ -215,16 +216,21 @@ class Planner:
         batch: int,
         skip: Sequence[int] = (),
     ) -> Plan:
-        """The plan of a call: `setup` a composition, or a list with one per row; skip: layers that run without.
+        """The plan of a call: `setup` a composition, a list with one per row, or Lanes; skip: layers that run without.
 
         Raises CompositionError or AdapterError for what does not fit the batch or is not there.
         """
+        rows = None
+        if isinstance(setup, Lanes):
+            setup.check(batch)
+            rows, setup = tuple(setup.rows), tuple(setup.compositions)
+            rows = None if rows == tuple(range(batch)) else rows
         per_row = isinstance(setup, list | tuple)
         trees = tuple(map(as_composition, setup)) if per_row else (as_composition(setup),)
         heads = head if isinstance(head, str) or head is None else tuple(head)
         with self._turn:
             manner = self.executors.manner(trees)
-            key = _Key(trees, per_row, heads, default_head, batch, frozenset(skip), manner)
+            key = _Key(trees, per_row, heads, default_head, batch, frozenset(skip), manner, rows)
             kept = self._plans.get(key)
             if kept is not None and not kept.stale:
                 self._plans.move_to_end(key)
@@ -245,31 +251,23 @@ class Planner:
             self._parts.check(tree)
         trees = tuple(marked(tree) if self._parts.as_adapters(tree) else tree for tree in trees)
         distinct = tuple(dict.fromkeys(trees))
-        if asked.per_row and len(trees) != batch:
-            raise CompositionError(f"adapters= names {len(trees)} compositions for a batch of {batch} rows")
-        whole = len(distinct) == 1 and not has(distinct[0], Parallel) and not has(distinct[0], BatchSplit)
-        if whole:
-            lanes = None
-        elif asked.per_row:
-            lanes = lanes_of_rows(trees)
-        else:
-            lanes = lanes_of(trees[0], batch)
+        lanes = lowered(trees, asked.rows, asked.per_row, batch)
         ran = tuple(tree for _, tree in lanes) if lanes is not None else (distinct[0],) * batch
         inside = self._parts.inside  # what the base computes by itself: no adapter, or the one that is merged into it
         idle = len(ran) == batch and all(tree == inside for tree in ran)
         if not idle and inside is not None:
             self._parts.need_unmerged(f"{', '.join(map(show, distinct))} cannot run, only {inside!r} for every row can")
-        sources = [source for source, _ in lanes] if lanes is not None else list(range(batch))
+        entries = range(len(ran)) if lanes is None or asked.rows else [source for source, _ in lanes]
         work = Batch(lanes, distinct[0], batch, asked.skip, asked.manner)
         made = None if idle else self.executors.routed(work)
         fork = None if made is None else self.executors.forked(work, made)
-        answering = self._heads(ran, sources, asked.heads, asked.default_head, batch)
+        answering = self._heads(ran, entries, asked.heads, asked.default_head, len(asked.rows or range(batch)))
         return Plan(made, answering, tuple(dict.fromkeys(ran)), len(ran), fork=fork)
 
     def _heads(
         self,
         ran: Sequence[Composition],
-        sources: Sequence[int],
+        entries: Sequence[int],
         head: str | tuple[str | None, ...] | None,
         default_head: str | None,
         batch: int,
@@ -278,8 +276,8 @@ class Planner:
             raise AdapterError(f"head= names {len(head)} heads for a batch of {batch} rows")
         known: Mapping[str, object] = self._parts.head_configs
         chosen: list[str | None] = []
-        for source, tree in zip(sources, ran, strict=True):
-            named = head[source] if isinstance(head, tuple) else head
+        for entry, tree in zip(entries, ran, strict=True):
+            named = head[entry] if isinstance(head, tuple) else head
             if named is None:
                 named = head_of(tree, list(known), default_head)
             elif named != NO_HEAD:

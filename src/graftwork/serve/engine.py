@@ -21,13 +21,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from graftwork.build import open_model, open_reader, positions
+from graftwork.compose.lower import Lanes
 from graftwork.compose.tree import show
 from graftwork.errors import UserError
 from graftwork.model import AdapterModel
 from graftwork.recipe import ModelSection
 from graftwork.registry.store import Registry
 from graftwork.saying import said
-from graftwork.serve.batches import apart, batches, waves
+from graftwork.serve.batches import apart, batches, texts_of, waves
 from graftwork.serve.outcomes import Outcome, failure
 from graftwork.serve.planner import PlannedRow, Planner, Unit
 from graftwork.serve.pool import Pool
@@ -148,18 +149,19 @@ class Engine:
         return outcomes
 
     def _forward(self, batch: Sequence[Unit]) -> dict[Unit, Outcome]:
-        """One forward over B rows, each with its composition and its head."""
+        """One forward that gives each row its composition and its head, and is given each text once."""
         owners = [unit for unit in batch for _ in unit.encoded.rows]  # a unit of several texts has a row for each
-        tensors = batch[0].encoder.pad([text for unit in batch for text in unit.encoded.rows])  # (B, T) each
+        texts, rows_of = texts_of(text for unit in batch for text in unit.encoded.rows)
+        tensors = batch[0].encoder.pad(texts)  # (B, T) each
         started = time.perf_counter()
         with self._turn, torch.inference_mode():
             output = self.model(
                 **{key: tensor.to(self.model.device) for key, tensor in tensors.items()},
-                adapters=[unit.tree for unit in owners],
+                adapters=Lanes(rows_of, [unit.tree for unit in owners]),
                 head=[unit.head for unit in owners],
             )
             groups = [(group.rows.tolist(), group.text_logits.float().cpu()) for group in output.groups]
-            self._count(batch, started, tensors["input_ids"].numel() if "input_ids" in tensors else 0)
+            self._count(batch, started, len(owners) * (tensors["input_ids"].shape[1] if "input_ids" in tensors else 0))
         rows: dict[Unit, list[torch.Tensor]] = {}
         for members, logits in groups:
             for row, own in zip(members, logits, strict=True):
