@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check docs peers clean
+.PHONY: help setup demo test test-full check docs peers bench bench-full bench-peers clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -64,6 +64,22 @@ peers: setup $(HUB)/.installed $(PEFT)/.installed  ## compare with the real adap
 	rm -rf $(HUB)/fresh
 	$(OFFLINE) $(HUB)/bin/python benchmarks/peers/make_golden.py $(HUB)/fresh --thin $(or $(THIN),1)
 	$(OFFLINE) $(PATIENT) $(PY) benchmarks/conformance.py $(HUB)/fresh --quiet
+
+# One script a question. Those that are named here run with --quick in `make bench`, and whole in `make bench-full`.
+MORE := $(wildcard $(patsubst %,benchmarks/%.py,scale fold_site dispatch shared_trunk training together))
+RESULTS := benchmarks/results
+
+bench: setup bench-peers  ## every speed figure, beside the peers; about ten minutes on two quiet cores
+	$(OFFLINE) $(PATIENT) $(PY) benchmarks/execution.py --curves --out $(RESULTS)/execution.md
+	@set -e; for script in $(MORE); do echo "== $$script"; $(OFFLINE) $(PATIENT) $(PY) $$script --quick; done
+
+bench-full: setup bench-peers  ## the same with more calls, in float32 and bfloat16, and whole sweeps
+	$(OFFLINE) $(PATIENT) $(PY) benchmarks/execution.py --curves --seconds 30 --dtypes float32,bfloat16 --out $(RESULTS)/execution.md
+	@set -e; for script in $(MORE); do echo "== $$script"; $(OFFLINE) $(PATIENT) $(PY) $$script; done
+
+bench-peers: setup
+	@for peer in $(HUB) $(PEFT); do $(MAKE) --no-print-directory $$peer/.installed \
+	  || echo "SKIPPED: $$peer cannot be built here, so that peer is not measured"; done
 
 $(HUB)/.installed: | $(INSTALLED)
 	$(PY) -m venv $(HUB)

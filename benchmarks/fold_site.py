@@ -163,12 +163,13 @@ def main() -> None:
     parser.add_argument("--setups", default=",".join(SETUPS))
     parser.add_argument("--shapes", default="8x64,8x1")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="five rounds")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     setups, shapes = given.setups.split(","), given.shapes.split(",")
-    rows = [row for shape in shapes for row in rows_of(shape, setups, given.rounds, given.clock)]
+    rows = [row for shape in shapes for row in rows_of(shape, setups, 5 if given.quick else given.rounds, given.clock)]
     head = f"{'setup':14} {'shape':>6} {'layer':>9} {'reference':>10} {'folded':>9} {'faster':>17} "
     print(head + f"{'share: reference':>17} {'folded':>7} {'limit':>6}")
     for row in rows:

@@ -1,0 +1,142 @@
+"""One side of a comparison, as a process that lives as long as the run: it holds a base and adapters and times calls.
+
+A side is a script `side_<name>.py` that ends in `serve(...)`, run in an environment of its own. It reads requests from
+stdin and answers on stdout, one JSON object a line:
+
+    open       load the base twice with one set of weights: frozen and bare, and under adapters
+    write      write the adapters of a setup as files that other sides load   (graftwork's side)
+    prepare    make a setup ready, run it once, save what it returned
+    time       milliseconds of the bare base and of the setup, taken in turns
+    explain    by a profile, how often the two call each operator and how long that takes
+
+Whoever asks lets one side work at a time. Knows torch, transformers and its neighbours; no graftwork.
+"""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from measure import alternate
+from safetensors.torch import save_file
+from setups import Setup, parse
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from transformers import BertModel
+from transformers.utils import logging as transformers_logging
+
+SEED = 1
+WORDS = 1000  # of the vocabulary: looking words up costs the same for every one
+
+Call = Callable[[], Tensor]  # runs a setup and returns the last hidden state, (B, T, D)
+Inputs = dict[str, Tensor]
+
+
+class Side(Protocol):
+    """What a side knows: its library's way to make, compose and run adapters."""
+
+    def open(self, model: nn.Module, folder: Path, options: dict[str, Any]) -> str:
+        """Take a base to put adapters on, and the folder with their files; says the versions it runs."""
+
+    def write(self, setup: Setup) -> None:
+        """Write the adapters and the fusion of a setup into the folder."""
+
+    def prepare(self, setup: Setup, inputs: Inputs) -> tuple[Call, str]:
+        """What runs a setup, and a remark. Raises NotImplementedError where the library has no such thing."""
+
+
+def inputs_of(rows: int, tokens: int) -> Inputs:
+    """One batch of text, the same on every side, (B, T)."""
+    numbers = torch.Generator().manual_seed(SEED)
+    ids = torch.randint(0, WORDS, (rows, tokens), generator=numbers)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+class Worker:
+    """Answers requests for one side."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._bare: nn.Module | None = None
+        self._rivals: dict[str, Callable[[], object]] = {}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request."""
+        match request.pop("do"):
+            case "open":
+                return self.open(**request)
+            case "write":
+                return self._side.write(parse(request["setup"])) or {}
+            case "prepare":
+                return self.prepare(**request)
+            case "time":
+                with torch.inference_mode():
+                    return alternate(self._rivals, request["rounds"], request["clock"], request["warm"])
+            case "explain":
+                return {name: profiled(rival, request["calls"]) for name, rival in self._rivals.items()}
+            case other:
+                raise ValueError(f"no request {other!r}")
+
+    def open(self, base: str, folder: str, dtype: str, threads: int, options: dict[str, Any]) -> dict[str, Any]:
+        """Load the base; the two models share their weights, so that neither finds the caches colder."""
+        torch.set_num_threads(threads)
+        self._bare, under = (BertModel.from_pretrained(base, dtype=getattr(torch, dtype)).eval() for _ in range(2))
+        under.load_state_dict(self._bare.state_dict(), assign=True)
+        for parameter in self._bare.parameters():
+            parameter.requires_grad_(False)
+        return {"versions": self._side.open(under, Path(folder), options)}
+
+    def prepare(self, setup: str, rows: int, tokens: int, output: str) -> dict[str, Any]:
+        """Make a setup ready and run it; `output` is where its result goes. Answers how long a call took, in ms."""
+        bare, made, inputs = self._bare, parse(setup), inputs_of(rows, tokens)
+        assert bare is not None
+
+        def base() -> Tensor:
+            return bare(**inputs).last_hidden_state
+
+        try:
+            call, remark = (base, "") if made.kind == "base" else self._side.prepare(made, inputs)
+        except NotImplementedError as reason:
+            return {"refused": str(reason)}
+        self._rivals = {"base": base, "setup": call}
+        with torch.inference_mode():
+            result = call().float().contiguous()
+            (took,) = alternate({"setup": call}, 1, warm=0)["setup"]
+        save_file({"output": result}, output)
+        return {"remark": remark, "finite": bool(torch.isfinite(result).all()), "call": took}
+
+
+def profiled(call: Callable[[], object], calls: int) -> dict[str, list[float]]:
+    """Operator -> how often a call runs it, and its own milliseconds; "between operators" is what is left of a call."""
+    with torch.inference_mode():
+        call()
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            start = time.perf_counter()
+            for _ in range(calls):
+                call()
+            took = 1e3 * (time.perf_counter() - start)
+    found = {one.key: [one.count / calls, one.self_cpu_time_total / 1e3 / calls] for one in seen.key_averages()}
+    inside = sum(own for _, own in found.values())
+    return found | {"between operators": [1.0, max(0.0, took / calls - inside)]}
+
+
+def serve(side: Side) -> None:
+    """Answer requests until stdin ends; an error is an answer too, and the process goes on."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print goes elsewhere
+    warnings.filterwarnings("ignore")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    worker = Worker(side)
+    for line in sys.stdin:
+        try:
+            found = worker.answer(json.loads(line))
+        except Exception as error:  # whatever a library raises is what is to be reported
+            found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
+        answers.write(json.dumps(found) + "\n")
+        answers.flush()

@@ -1,0 +1,85 @@
+"""graftwork's side of a comparison: see `side.py`. Its adapters are the ones that all sides run."""
+
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from setups import METHODS, Setup
+from side import Call, Inputs, serve
+from torch import nn
+
+from graftwork.errors import GraftworkError
+from graftwork.importing import facts_of
+from graftwork.model import AdapterModel
+from graftwork.registry.foreign.adapterhub_write import write_adapterhub
+from graftwork.registry.foreign.peft_write import write_peft
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of hidden states of size 1, against the reference executor
+
+
+class Graftwork:
+    """An AdapterModel as a user holds it; options: `execution`, where it is not to be the default."""
+
+    def open(self, model: nn.Module, folder: Path, options: dict[str, Any]) -> str:
+        """As `Side.open`."""
+        torch.manual_seed(2)
+        self.model = AdapterModel(model).eval()
+        self.model.execution = options.get("execution") or self.model.execution
+        self.folder = folder
+        return f"graftwork {version('graftwork')}, transformers {transformers.__version__}"
+
+    def _need(self, setup: Setup) -> None:
+        for name in setup.adapters:
+            if name not in self.model.parts.adapter_configs:
+                self.model.add_adapter(name, METHODS[setup.method])
+                for module in self.model.parts.modules_of("adapters", name).values():
+                    for parameter in module.parameters():  # at birth a LoRA changes nothing, and shows nothing
+                        nn.init.normal_(parameter, std=0.02)
+        if setup.kind == "fuse" and setup.name not in self.model.parts.fusion_records:
+            self.model.add_adapter_fusion(list(setup.adapters), name=setup.name)
+        self.model.eval().requires_grad_(False)
+
+    def write(self, setup: Setup) -> None:
+        """As `Side.write`: AdapterHub's files under `hub`, PEFT's under `peft`."""
+        if setup.kind == "base":
+            return
+        if setup.kind in ("mixed", "idle") and setup.method != "lora":
+            self.write(replace(setup, method="lora"))  # what PEFT has in the place of bottlenecks
+        self._need(setup)
+        fusion = [setup.name] if setup.kind == "fuse" else []
+        facts = facts_of(self.model.backbone)
+        for name in [*setup.adapters, *fusion]:
+            package = self.model.package(name)
+            if not (self.folder / "hub" / name).exists():
+                write_adapterhub(package, self.folder / "hub" / name, facts)
+            if setup.method == "lora" and not (self.folder / "peft" / name).exists():
+                write_peft(package, self.folder / "peft" / name, facts)
+
+    def prepare(self, setup: Setup, inputs: Inputs) -> tuple[Call, str]:
+        """As `Side.prepare`, and compares the answer with that of the reference executor."""
+        self._need(setup)
+        model, skip = self.model, tuple(range(setup.drop))
+        composed = setup.rows(len(inputs["input_ids"])) if setup.kind == "mixed" else setup.expression()
+        if setup.kind == "fuse":
+            composed = f"{composed[:-1]}, name={setup.name})"
+
+        def call() -> torch.Tensor:
+            return model(**inputs, adapters=composed, skip_layers=skip).last_hidden_state
+
+        chosen = model.execution
+        with torch.inference_mode():
+            found = call()
+            model.execution = "reference"
+            expected = call()
+        model.execution = chosen
+        off = float((found - expected).abs().max())
+        if off > TOLERANCE[str(model.dtype).removeprefix("torch.")]:
+            raise GraftworkError(f"{setup.name}: {chosen} differs from the reference by {off:.1e}")
+        return call, f"{chosen}, {off:.0e} from the reference"
+
+
+if __name__ == "__main__":
+    serve(Graftwork())

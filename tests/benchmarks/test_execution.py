@@ -1,0 +1,110 @@
+"""benchmarks/execution.py: one real run on a tiny base without peers, and what it makes of rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.scripts import script
+
+execution, pages = script("execution"), script("execution_page")
+FIELDS = {
+    "setup", "side", "ratio", "low", "high", "milliseconds", "base_milliseconds", "pairs", "shape", "batch", "dtype",
+    "threads", "layers", "width", "clock", "goal", "floor_multiplications", "floor_weights", "finite", "difference",
+    "remark",
+}  # fmt: skip
+
+
+def made(setup: str, side: str = "graftwork", ratio: float = 1.03, **changes: Any) -> dict[str, Any]:
+    """A row as `execution.py` writes it."""
+    shape = execution.Shape(8, 64)
+    times = {"base": [100.0, 100.0, 100.0], "setup": [99 * ratio, 100 * ratio, 101 * ratio]}
+    row = execution.row(setup, shape, times, {"finite": True, "remark": ""})
+    rest = {"side": side, "dtype": "float32", "threads": 1, "clock": "wall", "difference": 1e-6}
+    return {**row, **rest, **changes}
+
+
+def test_a_run_without_peers_writes_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.json"
+    options = ["--quick", "--no-peers", "--setups", "seq_bn", "--shapes", "2x3", "--layers", "1", "--width", "64"]
+    monkeypatch.setattr("sys.argv", ["execution.py", *options, "--rounds", "3", "--no-dispatch", "--json", str(file)])
+    execution.main()
+    found = json.loads(file.read_text("utf8"))
+    (row,) = found["rows"]
+    assert set(row) == FIELDS
+    assert (row["setup"], row["side"], row["shape"], row["batch"]) == ("seq_bn", "graftwork", "2x3", "2x3")
+    assert (row["dtype"], row["threads"], row["pairs"], row["difference"]) == ("float32", 1, 3, 0.0)
+    assert 0 < row["low"] <= row["ratio"] <= row["high"]
+    assert "from the reference" in row["remark"]
+    assert "--setups seq_bn" in found["command"]
+    assert "seq_bn           graftwork" in capsys.readouterr().out
+
+
+def test_a_row_has_the_median_quotient_between_its_quartiles() -> None:
+    row = made("seq_bn", ratio=1.03)
+    assert (row["low"], row["ratio"], row["high"]) == pytest.approx((0.995 * 1.03, 1.03, 1.005 * 1.03))
+    assert (row["milliseconds"], row["base_milliseconds"]) == pytest.approx((103.0, 100.0))
+
+
+def test_answers_that_differ_end_the_run() -> None:
+    execution.check(made("seq_bn", "adapters"))
+    execution.check(made("average3", "adapters", difference=1.0, remark="another function: half of it"))
+    with pytest.raises(RuntimeError, match=r"seq_bn of adapters differs by 1\.0e\+00, at most 0\.001"):
+        execution.check(made("seq_bn", "adapters", difference=1.0))
+    with pytest.raises(RuntimeError, match="differs by nan"):
+        execution.check(made("seq_bn", difference=float("nan")))
+    with pytest.raises(RuntimeError, match="seq_bn of graftwork"):
+        execution.check(made("seq_bn", finite=False))
+
+
+def test_effort_is_a_time_or_a_number_of_pairs() -> None:
+    assert execution.Effort(6).turn(1000.0) == {"rounds": 1, "clock": "wall", "warm": 0}
+    assert execution.Effort(6).turn(50.0) == {"rounds": 20, "clock": "wall", "warm": 2}
+    assert execution.Effort(6, rounds=9, clock="cpu").turn(1000.0)["rounds"] == 3
+
+
+def test_the_page_says_what_was_promised_and_what_was_not_kept() -> None:
+    rows = [
+        made("seq_bn", ratio=1.015),
+        made("seq_bn", "adapters", ratio=1.05),
+        made("double_seq_bn", ratio=1.05),
+        made("average3", "adapters", ratio=1.2, remark="another function: half of it"),
+        made("parallel8", ratio=7.0),
+        made("parallel8_drop5", ratio=5.0),
+    ]
+    profile = {"base": {"aten::addmm": [72, 10.0]}, "setup": {"aten::addmm": [120, 10.5], "aten::relu": [24, 0.5]}}
+    found = {
+        "rows": rows,
+        "explained": [{"row": rows[2], "profile": profile}],
+        "command": "python x",
+        "conditions": "M.",
+    }
+    text = pages.page_of(found)
+    assert "| 1.015 (1.010–1.020) | 1.050 (1.045–1.055) | – | 1.010 / 1.010 | <= 1.02, met |" in text
+    assert "<= 1.035, **not met** |" in text
+    assert "average3 of adapters: another function: half of it." in text
+    assert "without adapters in the first 5 layers 40% faster" in text
+    assert "## Above its goal: double_seq_bn, 8x64" in text
+    assert "| `aten::addmm` | 72 | 120 | 10.000 | 10.500 | +5.00% |" in text
+    assert "| all |  |  | 10.000 | 11.000 | +10.00% |" in text
+    assert text.endswith("    python x\n\nM.\n")
+
+
+def test_the_table_of_the_docs_stands_between_its_marks() -> None:
+    page = f"a\n\n{pages.BEGIN}\nold\n{pages.END}\n\nb\n"
+    assert pages.with_table(page, "new") == f"a\n\n{pages.BEGIN}\n\nnew\n\n{pages.END}\n\nb\n"
+    with pytest.raises(ValueError, match="the page has no"):
+        pages.with_table("a", "new")
+
+
+def test_pictures_have_a_curve_for_each_side_and_one_for_arithmetic() -> None:
+    rows = [made(name, side, picture="members") for name in ("fuse2", "fuse3") for side in ("graftwork", "adapters")]
+    curves = pages.points_of({"curves": rows}, "members")
+    assert [(curve.name, curve.dashed) for curve in curves] == [
+        ("Fuse, graftwork", False), ("Fuse, by multiplications", True), ("Fuse, adapters", False)
+    ]  # fmt: skip
+    assert curves[0].points == [(2, pytest.approx(1.03)), (3, pytest.approx(1.03))]
+    assert pages.points_of({"curves": rows}, "layers") == []
