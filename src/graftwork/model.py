@@ -61,23 +61,23 @@ class Default(enum.Enum):
 class AdapterModel(nn.Module):
     """A frozen model with adapters. The sites of one without a row are discovered by one forward.
 
-    probe: that forward's arguments, made up where left out. family: the sites, described by hand. Raises BackboneError
-    for a model whose sites are neither known nor found.
+    model: or the backbone of another one, whose frozen base is then shared. probe: that forward's arguments, made up
+    where left out. family: the sites, described by hand. Raises BackboneError for a model whose sites are not found.
     """
 
     accepts_loss_kwargs = False  # our losses are means: Trainer divides by the accumulation steps itself
 
     def __init__(
-        self, model: nn.Module, family: Family | None = None, *, probe: Mapping[str, Any] | None = None
+        self, model: nn.Module | Backbone, family: Family | None = None, *, probe: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(model, family, probe)
+        self.backbone = model if isinstance(model, Backbone) else Backbone(model, family, probe)
         self.base = self.backbone.model
         self.parts = Parts()
         self._planner = Planner(self.parts, self.backbone.normed, depths=[site.depth for site in self.backbone.sites])
         self._active: Composition = None
         self._active_head: str | None = None
-        self.train(model.training)
+        self.train(self.base.training if isinstance(model, Backbone) else model.training)
 
     # -- adding and removing ------------------------------------------------------------------------------------------
 
@@ -305,7 +305,7 @@ class AdapterModel(nn.Module):
             "input_values": input_values, "decoder_inputs_embeds": decoder_inputs_embeds,
         }  # fmt: skip
         shape = shape_of(given := {key: value for key, value in tensors.items() if value is not None})
-        plan = self._plan(shape.per_row(adapters), shape.per_row(head), shape.rows, skip_layers)
+        plan = self.plan(shape.per_row(adapters), shape.per_row(head), shape.rows, skip_layers)
         plan = plan.speaking(vocabulary.words_of(self.parts, embeddings)).on(self.backbone, extra)
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         check_extra(extra or {}, {*tensors, *wanted})
@@ -317,9 +317,10 @@ class AdapterModel(nn.Module):
         inputs = plan.repeat(for_heads(given, shape))
         return forward(self.backbone, self.parts, plan, inputs, wanted, Asks(labels, shape.choices, self.training))
 
-    def _plan(
+    def plan(
         self, adapters: Setup | Default, head: str | Sequence[str | None] | None, batch: int, skip: Sequence[int] = ()
     ) -> Plan:
+        """What one call of `forward` with so many rows would do, made before it starts."""
         setup, default_head = (self._active, self._active_head) if isinstance(adapters, Default) else (adapters, None)
         return self._planner.plan(setup, head, default_head, batch, skip)
 
@@ -342,7 +343,7 @@ class AdapterModel(nn.Module):
         if given is None or not (itself or self.parts.head_configs):
             kind = type(self.base).__name__
             raise AdapterError(f"generate needs inputs and a base with a language-modelling head; this one is {kind}")
-        plan = self._plan(adapters, NO_HEAD if itself else head, given.shape[0])
+        plan = self.plan(adapters, NO_HEAD if itself else head, given.shape[0])
         plan = plan.speaking(vocabulary.words_of(self.parts, embeddings))
         if plan.sources is not None:
             raise AdapterError("generate cannot repeat rows for Parallel; call it once per branch")

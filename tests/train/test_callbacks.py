@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from graftwork.train.callbacks import Bar, LogAtEpochEnd, SaveByTheClock
+from graftwork.train.callbacks import Bar, LogAtEpochEnd, SaveByTheClock, bars
 
 
 def step(callback: SaveByTheClock, epoch: float, stopping: bool = False) -> bool:
@@ -44,7 +44,8 @@ def test_the_clock_starts_again_with_every_checkpoint(monkeypatch: pytest.Monkey
 
 
 def bar(shown: bool) -> Bar:
-    with Bar("mood", "accuracy", shown) as made:
+    with bars(shown) as progress:
+        made = Bar("mood", "accuracy", progress)
         state = TrainerState(epoch=1.5, max_steps=8, global_step=3)
         log: list[dict[str, Any]] = [{"loss": 0.25, "step": 3}, {"eval_accuracy": 0.75, "eval_loss": 0.5, "step": 3}]
         for entry in log:

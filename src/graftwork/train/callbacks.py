@@ -4,8 +4,7 @@ None of it touches weights or random state, so a run is the same with and withou
 """
 
 import time
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -39,31 +38,27 @@ class SaveByTheClock(TrainerCallback):  # type: ignore[misc]
         self._last = time.monotonic()
 
 
-class Bar(TrainerCallback):  # type: ignore[misc]
-    """A progress bar on stderr with the newest loss and dev score; a context, so that it is always taken down."""
+def bars(shown: bool) -> Progress:
+    """Where runs have their bars, on stderr; a context, so that they are always taken down."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[latest]}"),
+        console=Console(stderr=True),
+        disable=not shown,
+    )
 
-    def __init__(self, title: str, metric: str, shown: bool) -> None:
+
+class Bar(TrainerCallback):  # type: ignore[misc]
+    """The bar of one run with its newest loss and dev score."""
+
+    def __init__(self, title: str, metric: str, progress: Progress) -> None:
         self._metric = f"eval_{metric}"
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[latest]}"),
-            console=Console(stderr=True),
-            disable=not shown,
-        )
+        self._progress = progress
         self._task = self._progress.add_task(title, total=None, latest="")
         self._latest: dict[str, str] = {}
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self._progress.update(self._task, total=state.max_steps, completed=state.global_step)

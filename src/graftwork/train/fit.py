@@ -5,6 +5,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from rich.progress import Progress
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 
 from graftwork.errors import GoalMissed
@@ -16,22 +17,31 @@ from graftwork.train.checkpoint import STATE, Checkpoint
 from graftwork.train.folder import RunFolder, named
 from graftwork.train.job import Job
 from graftwork.train.settings import arguments
-from graftwork.train.trainer import AdapterTrainer
+from graftwork.train.trainer import AdapterTrainer, Step
 
 WEIGHTS = "model.safetensors"  # in a checkpoint, as transformers calls it
 
 
 def fit(
-    job: Job, folder: RunFolder, start: Checkpoint | None, *, shown: bool, checkpoint_seconds: float
+    job: Job,
+    folder: RunFolder,
+    start: Checkpoint | None,
+    *,
+    shown: Progress,
+    checkpoint_seconds: float,
+    step: Step | None = None,
 ) -> TrainerState:
     """Train the job's learner, which then holds the weights of the best epoch, and return the Trainer's record.
+
+    shown: gets a bar. step: in the place of transformers' forward and backward (`AdapterTrainer.step`).
 
     Raises GoalMissed when the training diverges, UserError when the disk refuses.
     """
     if start is not None and start.finished:
         return _read_end(job, start)
     training = job.recipe.training
-    with named(folder.checkpoints), Bar(job.recipe.name, job.metric, shown) as bar:
+    with named(folder.checkpoints):
+        bar = Bar(job.recipe.name, job.metric, shown)
         callbacks: list[TrainerCallback] = [LogAtEpochEnd(), SaveByTheClock(checkpoint_seconds), bar]
         if training.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
@@ -45,6 +55,7 @@ def fit(
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
+        trainer.step = step
         trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
         # mixed precision leaves a wrapper around the forward that loses which head answered which row
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)

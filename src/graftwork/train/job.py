@@ -79,11 +79,26 @@ METHODS: dict[str, Callable[[AdapterModel, Recipe, Task, Registry | None], tuple
 }
 
 
+@dataclass(frozen=True)
+class Read:
+    """The rows of a recipe as its base reads them, as in `Job`."""
+
+    task: Task
+    encoder: Encoder
+    encoded: Mapping[str, Sequence[Encoded]]
+    dev: tuple[dict[str, Any], ...]
+
+
 def prepare(recipe: Recipe, registry: Registry | None) -> Job:
     """Read, open, tokenise and check everything. Raises UserErrors; writes nothing. Seeds torch's random numbers."""
     wants_bf16(recipe.training)
     data = load_data(recipe)
     model = open_model(recipe.model)
+    return assemble(recipe, registry, data, model, read(recipe, data, model))
+
+
+def read(recipe: Recipe, data: Data, model: AdapterModel) -> Read:
+    """The rows of a recipe in the pieces of a model. Raises DataError, BackboneError."""
     task = recipe_task(recipe, data.labels)
     longest, most = positions(model.config), recipe.training.max_seq_length
     encoder: Encoder = (
@@ -94,14 +109,18 @@ def prepare(recipe: Recipe, registry: Registry | None) -> Job:
     encoded = {split: task.encode(getattr(data, split), encoder, with_labels=True) for split in ("train", "dev")}
     order = sorted(range(len(data.dev)), key=lambda row: -encoded["dev"][row].length)
     encoded["dev"] = [encoded["dev"][row] for row in order]
+    return Read(task, encoder, encoded, tuple(data.dev[row] for row in order))
+
+
+def assemble(recipe: Recipe, registry: Registry | None, data: Data, model: AdapterModel, rows: Read) -> Job:
+    """The job of a recipe on a model without parts. Raises UserErrors as `prepare`; seeds torch's random numbers."""
     if model.dtype == torch.float16:
         raise RecipeError("model.dtype: float16 loses small gradients; train in float32 or bfloat16")
     torch.manual_seed(recipe.training.seed)  # of the new weights
-    setup, learner = METHODS[recipe.training.method](model, recipe, task, registry)
-    dev = tuple(data.dev[row] for row in order)
-    metric = _metric(recipe, task, model, encoder, setup, dev)
-    notes = (*data.notes, *_cut(encoded, encoder.max_length, recipe))
-    return Job(recipe, data, dev, encoded, task, encoder, model, learner, setup, metric, notes)
+    setup, learner = METHODS[recipe.training.method](model, recipe, rows.task, registry)
+    metric = _metric(recipe, rows.task, model, rows.encoder, setup, rows.dev)
+    notes = (*data.notes, *_cut(rows.encoded, rows.encoder.max_length, recipe))
+    return Job(recipe, data, rows.dev, rows.encoded, rows.task, rows.encoder, model, learner, setup, metric, notes)
 
 
 def _metric(

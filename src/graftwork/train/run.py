@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
 from transformers import TrainerState
 
 from graftwork.build import open_model, without_bars
@@ -26,6 +27,7 @@ from graftwork.registry.durable import sibling
 from graftwork.registry.package import write
 from graftwork.registry.store import Registry
 from graftwork.schema.conflicts import SPLITS
+from graftwork.train.callbacks import bars
 from graftwork.train.checkpoint import drop_after, newest_whole
 from graftwork.train.curve import draw
 from graftwork.train.fit import fit
@@ -34,6 +36,7 @@ from graftwork.train.full import FullModel
 from graftwork.train.job import Job, prepare
 from graftwork.train.outcome import TrainResult, history, machine, read_result, versions, write_result
 from graftwork.train.settings import steps_per_epoch
+from graftwork.train.trainer import Step
 
 
 def train(
@@ -57,7 +60,28 @@ def train(
     folder = RunFolder(recipe.output)
     folder.check(resume=resume, overwrite=overwrite)
     job = prepare(recipe, registry)
-    folder.claim(job.identity, dump(recipe), resume=resume, overwrite=overwrite)
+    how = How(resume, overwrite, command, checkpoint_seconds)
+    with bars(sys.stderr.isatty() if progress is None else progress) as shown:
+        return carry_out(job, how, shown)
+
+
+@dataclass(frozen=True)
+class How:
+    """How a run is to be done, as in `train`: what no recipe says."""
+
+    resume: bool = False
+    overwrite: bool = False
+    command: str = ""
+    checkpoint_seconds: float = 300.0
+
+
+def carry_out(job: Job, how: How, shown: Progress, step: Step | None = None) -> TrainResult:
+    """Claim the folder of a prepared job, train, score and write it all; `step` as in `fit`.
+
+    Raises Conflict where the folder is another run's, GoalMissed when the training diverges.
+    """
+    folder = RunFolder(job.recipe.output)
+    folder.claim(job.identity, dump(job.recipe), resume=how.resume, overwrite=how.overwrite)
     if folder.finished:
         return read_result(folder)
     start = newest_whole(folder.checkpoints)
@@ -65,10 +89,9 @@ def train(
     with named(folder.checkpoints):
         drop_after(folder.checkpoints, resumed_from)
     trained = sum(parameter.numel() for parameter in job.learner.parameters() if parameter.requires_grad)
-    shown = sys.stderr.isatty() if progress is None else progress
     begun = time.perf_counter()
-    state = fit(job, folder, start, shown=shown, checkpoint_seconds=checkpoint_seconds)
-    call = _Call(trained, round(time.perf_counter() - begun, 3), command, resumed_from)
+    state = fit(job, folder, start, shown=shown, checkpoint_seconds=how.checkpoint_seconds, step=step)
+    call = _Call(trained, round(time.perf_counter() - begun, 3), how.command, resumed_from)
     return _conclude(job, folder, state, call)
 
 

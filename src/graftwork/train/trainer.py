@@ -2,18 +2,18 @@
 
     trainer = AdapterTrainer(model=model, args=TrainingArguments(...), train_dataset=..., eval_dataset=...)
 
-It adds four things. Checkpoints hold adapters, fusions and heads only (the model's `state_dict` gives no more), and
+It adds five things. Checkpoints hold adapters, fusions and heads only (the model's `state_dict` gives no more), and
 each is sealed when it is whole. The order of the rows is decided by (seed, epoch), so that a resumed run meets the same
-rows; rows are scored in their own order. Weight decay leaves the V of a fusion alone. And it refuses to train a model
-of which nothing would learn.
+rows; rows are scored in their own order. Weight decay leaves the V of a fusion alone. Forward and backward can be done
+elsewhere (`step`), where several trainers share them. And it refuses to train a model of which nothing would learn.
 """
 
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import datasets
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 
@@ -26,11 +26,18 @@ from graftwork.train.checkpoint import seal
 from graftwork.train.full import FullModel
 from graftwork.train.sampler import LengthGroupedSampler
 
+# (a batch, the number of batches that share one optimiser step) -> its loss, gradients being where they belong
+Step = Callable[[dict[str, Tensor], int], Tensor]
 _OURS = ("random", "group_by_length")  # train_sampling_strategy that our own sampler answers
 
 
 class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
-    """Trains the parts of an AdapterModel that `train_adapter` or `train_adapter_fusion` chose. Raises AdapterError."""
+    """Trains the parts of an AdapterModel that `train_adapter` or `train_adapter_fusion` chose. Raises AdapterError.
+
+    step: does forward and backward of a batch in the place of transformers' own.
+    """
+
+    step: Step | None = None
 
     def _validate_args(self) -> None:
         super()._validate_args()
@@ -52,6 +59,12 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             sampler: Sampler[int] | None = super()._get_eval_sampler(eval_dataset)
             return sampler
         return None  # a DataLoader without a sampler takes the rows as they come
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """As transformers has it, or by `step`."""
+        if self.step is None:
+            return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-any-return]
+        return self.step(self._prepare_inputs(inputs), self.current_gradient_accumulation_steps)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
