@@ -213,7 +213,7 @@ def above_goal(sides: Sides, rows: Sequence[Row], dtype: str) -> list[dict[str, 
 def profile(sides: Sides, side: str, setup: str, shape: Shape) -> dict[str, Any]:
     """Operators of the base and of a setup, with how often and how long a call runs them."""
     told = _prepare(sides.remotes[side], setup, shaped(parse(setup), shape))
-    return sides.remotes[side].ask("explain", calls=max(3, min(100, round(3000 / told["call"]))))
+    return sides.remotes[side].ask("explain", calls=max(3, min(30, round(3000 / told["call"]))))
 
 
 def explain(room: Room, asked: argparse.Namespace) -> None:

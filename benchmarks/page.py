@@ -40,7 +40,7 @@ def conditions(peers: Mapping[str, str] | None = None) -> str:
     """Machine, versions (those of peers too) and date, in a paragraph."""
     libraries = {name: number for name, number in versions().items() if name in ("graftwork", "transformers")}
     listed = ", ".join(f"{name} {number}" for name, number in libraries.items())
-    others = "".join(f" Beside: {name} with {what}." for name, what in (peers or {}).items())
+    others = "".join(f" Beside: {name} with {what}." for name, what in (peers or {}).items() if name != "graftwork")
     return f"Machine: {machine()}. {listed}.{others} Date: {datetime.date.today().isoformat()}."
 
 

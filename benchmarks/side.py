@@ -7,6 +7,8 @@ stdin and answers on stdout, one JSON object a line:
     write      write the adapters of a setup as files that other sides load   (graftwork's side)
     prepare    make a setup ready, run it once, save what it returned
     time       milliseconds of the bare base and of the setup, taken in turns
+    grow, load, switch, mixed     many adapters (`crowd.py`)
+    compile    seconds until the two have run compiled, and milliseconds of each, compiled and not
     explain    by a profile, how often the two call each operator and how long that takes
 
 Whoever asks lets one side work at a time. Knows torch, transformers and its neighbours; no graftwork.
@@ -17,15 +19,18 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import torch
+from crowd import Crowd, Crowded
 from measure import alternate
 from safetensors.torch import save_file
 from setups import Setup, parse
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertModel
 from transformers.utils import logging as transformers_logging
@@ -37,7 +42,7 @@ Call = Callable[[], Tensor]  # runs a setup and returns the last hidden state, (
 Inputs = dict[str, Tensor]
 
 
-class Side(Protocol):
+class Side(Crowded, Protocol):
     """What a side knows: its library's way to make, compose and run adapters."""
 
     def open(self, model: nn.Module, folder: Path, options: dict[str, Any]) -> str:
@@ -64,6 +69,7 @@ class Worker:
         self._side = side
         self._bare: nn.Module | None = None
         self._rivals: dict[str, Callable[[], object]] = {}
+        self._crowd: Crowd | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to one request."""
@@ -78,7 +84,13 @@ class Worker:
                 with torch.inference_mode():
                     return alternate(self._rivals, request["rounds"], request["clock"], request["warm"])
             case "explain":
-                return {name: profiled(rival, request["calls"]) for name, rival in self._rivals.items()}
+                return profiled(self._rivals, request["calls"])
+            case "compile":
+                return compiled(self._rivals, **request)
+            case "grow" | "load" as what:
+                return getattr(self.crowd, what)(**request)
+            case "switch" | "mixed" as what:
+                return getattr(self.crowd, what)(inputs_of(request.pop("rows"), request.pop("tokens")), **request)
             case other:
                 raise ValueError(f"no request {other!r}")
 
@@ -90,6 +102,15 @@ class Worker:
         for parameter in self._bare.parameters():
             parameter.requires_grad_(False)
         return {"versions": self._side.open(under, Path(folder), options)}
+
+    @property
+    def crowd(self) -> Crowd:
+        """Many adapters on this side."""
+        if self._crowd is None:
+            bare = self._bare
+            assert bare is not None
+            self._crowd = Crowd(self._side, lambda inputs: bare(**inputs).last_hidden_state)
+        return self._crowd
 
     def prepare(self, setup: str, rows: int, tokens: int, output: str) -> dict[str, Any]:
         """Make a setup ready and run it; `output` is where its result goes. Answers how long a call took, in ms."""
@@ -111,18 +132,43 @@ class Worker:
         return {"remark": remark, "finite": bool(torch.isfinite(result).all()), "call": took}
 
 
-def profiled(call: Callable[[], object], calls: int) -> dict[str, list[float]]:
-    """Operator -> how often a call runs it, and its own milliseconds; "between operators" is what is left of a call."""
+def profiled(rivals: Mapping[str, Callable[[], object]], calls: int) -> dict[str, dict[str, list[float]]]:
+    """For each rival: operator -> how often a call runs it, and its own milliseconds, the medians of calls in turns.
+
+    "between operators" is what is left of a call: the interpreter, hooks, and the profiler's own work.
+    """
+    seen: dict[str, list[dict[str, tuple[int, float]]]] = {name: [] for name in rivals}
     with torch.inference_mode():
-        call()
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for number in range(-1, calls):
+            for name, call in rivals.items():
+                with profile(activities=[ProfilerActivity.CPU]) as one:
+                    start = time.perf_counter()
+                    call()
+                    took = 1e3 * (time.perf_counter() - start)
+                own = {event.key: (event.count, event.self_cpu_time_total / 1e3) for event in one.key_averages()}
+                own["between operators"] = 1, max(0.0, took - sum(time for _, time in own.values()))
+                if number >= 0:
+                    seen[name].append(own)
+    return {
+        name: {key: [found[0][key][0], median(one[key][1] for one in found)] for key in found[0]}
+        for name, found in seen.items()
+    }
+
+
+def compiled(rivals: Mapping[str, Callable[[], object]], rounds: int, clock: str) -> dict[str, Any]:
+    """torch.compile of the base's call and of the setup's: first calls in seconds, graph breaks, and times in turns."""
+    first, breaks, fast = {}, {}, {}
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        for name, call in rivals.items():
+            counters.clear()
+            fast[name] = torch.compile(call)
             start = time.perf_counter()
-            for _ in range(calls):
-                call()
-            took = 1e3 * (time.perf_counter() - start)
-    found = {one.key: [one.count / calls, one.self_cpu_time_total / 1e3 / calls] for one in seen.key_averages()}
-    inside = sum(own for _, own in found.values())
-    return found | {"between operators": [1.0, max(0.0, took / calls - inside)]}
+            fast[name]()
+            first[name] = time.perf_counter() - start
+            breaks[name] = sum(counters["graph_break"].values())
+        calls = {**rivals, **{f"compiled {name}": call for name, call in fast.items()}}
+        return {"first": first, "breaks": breaks, "times": alternate(calls, rounds, clock, warm=2)}
 
 
 def serve(side: Side) -> None:

@@ -1,5 +1,7 @@
 """AdapterHub's side of a comparison, with adapters==1.3.0: see `side.py`. It loads what graftwork's side wrote."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,25 @@ class Hub:
             return model(**inputs).last_hidden_state
 
         return call, remark
+
+    def add(self, name: str) -> None:
+        """As `Crowded.add`."""
+        self.model.add_adapter(name, config="seq_bn")
+        self.model.eval()
+
+    def load(self, name: str) -> None:
+        """As `Crowded.load`."""
+        self.model.load_adapter(str(self.folder / "seq_bn_0"), load_as=name)
+
+    def rows(self, names: Sequence[str], inputs: Inputs) -> torch.Tensor:
+        """As `Crowded.rows`: BatchSplit, with the rows of an adapter side by side."""
+        order = sorted(range(len(names)), key=names.__getitem__)
+        counts = Counter(names[row] for row in order)
+        split = BatchSplit(*counts, batch_sizes=list(counts.values())) if len(counts) > 1 else Stack(names[0])
+        self.model.adapters_config.active_setup = split
+        self.model.adapters_config.skip_layers = []
+        places = torch.tensor(order)
+        return self.model(**{key: value[places] for key, value in inputs.items()}).last_hidden_state
 
 
 if __name__ == "__main__":

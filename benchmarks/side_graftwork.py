@@ -1,5 +1,6 @@
 """graftwork's side of a comparison: see `side.py`. Its adapters are the ones that all sides run."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +44,7 @@ class Graftwork:
         self.model.eval().requires_grad_(False)
 
     def write(self, setup: Setup) -> None:
-        """As `Side.write`: AdapterHub's files under `hub`, PEFT's under `peft`."""
+        """As `Side.write`: packages under `packages`, AdapterHub's files under `hub`, PEFT's under `peft`."""
         if setup.kind == "base":
             return
         if setup.kind in ("mixed", "idle") and setup.method != "lora":
@@ -52,6 +53,7 @@ class Graftwork:
         fusion = [setup.name] if setup.kind == "fuse" else []
         facts = facts_of(self.model.backbone)
         for name in [*setup.adapters, *fusion]:
+            self.model.save_adapter(self.folder / "packages" / name, name)
             package = self.model.package(name)
             if not (self.folder / "hub" / name).exists():
                 write_adapterhub(package, self.folder / "hub" / name, facts)
@@ -79,6 +81,18 @@ class Graftwork:
         if off > TOLERANCE[str(model.dtype).removeprefix("torch.")]:
             raise GraftworkError(f"{setup.name}: {chosen} differs from the reference by {off:.1e}")
         return call, f"{chosen}, {off:.0e} from the reference"
+
+    def add(self, name: str) -> None:
+        """As `Crowded.add`."""
+        self.model.add_adapter(name, METHODS["seq_bn"])
+
+    def load(self, name: str) -> None:
+        """As `Crowded.load`, from a package."""
+        self.model.load_adapter(self.folder / "packages" / "seq_bn_0", load_as=name)
+
+    def rows(self, names: Sequence[str], inputs: Inputs) -> torch.Tensor:
+        """As `Crowded.rows`."""
+        return self.model(**inputs, adapters=names).last_hidden_state
 
 
 if __name__ == "__main__":

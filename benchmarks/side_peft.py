@@ -1,5 +1,6 @@
 """PEFT's side of a comparison: see `side.py`. It has no bottleneck adapters: LoRA alone, one or one a row, or idle."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,23 @@ class Peft:
             return idle, "LoRA, switched off"
         model.set_adapter("lora_0")
         return lambda: model(**inputs).last_hidden_state, "unmerged"
+
+    def add(self, name: str) -> None:
+        """As `Crowded.add`: LoRA of rank 8."""
+        config = peft.LoraConfig(r=8, lora_alpha=8, target_modules=["query", "value"])
+        if self.model is None:
+            self.model = peft.get_peft_model(self.base, config, adapter_name=name)
+        else:
+            self.model.add_adapter(name, config)
+        self.model.eval()
+
+    def load(self, name: str) -> None:
+        """As `Crowded.load`."""
+        self.model.load_adapter(str(self.folder / "lora_0"), adapter_name=name)
+
+    def rows(self, names: Sequence[str], inputs: Inputs) -> torch.Tensor:
+        """As `Crowded.rows`."""
+        return self.model(**inputs, adapter_names=list(names)).last_hidden_state
 
 
 if __name__ == "__main__":

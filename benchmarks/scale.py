@@ -1,0 +1,260 @@
+"""What do the first, the 100th and the 1,000th adapter cost, and batches whose rows run different ones?
+
+    python benchmarks/scale.py [--quick] [--no-peers] [--sweep] [--compile] [--counts 1,100,1000] [--clock cpu]
+                               [--out FILE]
+
+Each side (`side.py`, `crowd.py`) adds adapters until its time is up. When it holds 1, 100, 1,000 it loads one from
+files and runs one that has never run. Then it runs batches whose rows draw from 1, 8, 32, 128, 1,000 of them, in turns
+with its bare base. PEFT has no bottleneck adapters: there it is LoRA of rank 8. `--quick`: a base of 6 layers, 384
+wide; else BERT-base. `--sweep`: one adapter and a Fuse, 1 to 512 tokens in batches of 1 to 64. `--compile`: graftwork
+under torch.compile. Without `--quick` both are measured too.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from execution import PEERS, Effort, Room
+from measure import CLOCKS, milliseconds, quotients
+from page import Curve, command, draw, page, table, write
+from setups import METHODS, Shape
+from sides import ROOT, Remote, present
+
+Found = dict[str, Any]
+RESULTS = ROOT / "benchmarks" / "results" / "scale.md"
+DISTINCT = (1, 8, 32, 128, 1000)
+SWEEP = [Shape(rows, tokens) for rows in (1, 8, 64) for tokens in (1, 8, 64, 512) if rows * tokens <= 4096]
+WINDOW = 10  # adds before a count whose median stands for it
+
+
+def growth(remote: Remote, counts: Sequence[int], seconds: float) -> list[Found]:
+    """For each count that a side reaches in time: milliseconds to add, load, run the first time and again."""
+    rows: list[Found] = []
+    for count in counts:
+        grown = remote.ask("grow", to=count, seconds=seconds)
+        if grown["count"] < count:
+            print(f"SKIPPED: {remote.name} had {grown['count']} adapters after {seconds:g} s; {count} was asked for")
+            break
+        ran = remote.ask("switch", rows=1, tokens=16, count=3)
+        rows.append(
+            {
+                "side": remote.name,
+                "count": count,
+                "add": median(grown["times"][-WINDOW:]),
+                "load": median(remote.ask("load", count=3)["times"]),
+                "first": median(ran["first"]) if ran["first"] else None,
+                "again": median(ran["again"]) if ran["again"] else None,
+                "bytes": grown["bytes"] / len(grown["times"]) if len(grown["times"]) >= WINDOW else None,
+            }
+        )
+        print(growth_line(rows[-1]), flush=True)
+    return rows
+
+
+def growth_line(row: Found) -> str:
+    """A row as text."""
+    ran = f"first call {row['first']:.1f} ms, again {row['again']:.1f} ms, " if row["first"] else ""
+    held = f"{row['bytes'] / 1e6:.2f} MB held" if row["bytes"] else ""
+    return f"{row['side']:10} adapter {row['count']:5}: add {row['add']:.1f} ms, load {row['load']:.1f} ms, {ran}{held}"
+
+
+def mixtures(remote: Remote, held: int, shape: Shape, effort: Effort) -> list[Found]:
+    """Rows a second for crowds that a side holds, drawn from alike and by Zipf's law."""
+    rows = []
+    for distinct in (count for count in DISTINCT if count <= held):
+        for law in ("uniform", "zipf") if distinct > 1 else ("uniform",):
+            asked = {"rows": shape.rows, "tokens": shape.tokens, "distinct": distinct, "law": law}
+            times = remote.ask("mixed", rounds=effort.rounds, clock=effort.clock, **asked)
+            rows.append({"side": remote.name, "batch": str(shape), **asked, **mixture(times, shape.rows)})
+            print(mixture_line(rows[-1]), flush=True)
+    return rows
+
+
+def mixture(times: dict[str, list[float]], rows: int) -> Found:
+    """What one crowd took: rows a second, and the quotients to the base and to one adapter."""
+    to_base, to_one = quotients(times["mixed"], times["base"]), quotients(times["mixed"], times["one"])
+    return {
+        "rows_a_second": 1e3 * rows / milliseconds(times["mixed"]),
+        "base_rows_a_second": 1e3 * rows / milliseconds(times["base"]),
+        "ratio": to_base.middle,
+        "low": to_base.low,
+        "high": to_base.high,
+        "to_one": to_one.middle,
+    }
+
+
+def mixture_line(row: Found) -> str:
+    """A row as text."""
+    return (
+        f"{row['side']:10} {row['batch']:>6} from {row['distinct']:5} {row['law']:8} "
+        f"{row['rows_a_second']:8.1f} rows/s, base x {row['ratio']:.3f} ({row['low']:.3f}-{row['high']:.3f}), "
+        f"one adapter x {row['to_one']:.3f}"
+    )
+
+
+def compilation(remote: Remote, shape: Shape, effort: Effort) -> list[Found]:
+    """graftwork's seq_bn and Fuse under torch.compile, beside the base under it."""
+    rows = []
+    for setup in ("seq_bn", "fuse3"):
+        remote.ask("prepare", setup=setup, rows=shape.rows, tokens=shape.tokens, output=str(remote.result()))
+        found = remote.ask("compile", rounds=effort.rounds, clock=effort.clock)
+        times = found["times"]
+        rows.append(
+            {
+                "setup": setup,
+                "batch": str(shape),
+                "seconds": found["first"]["setup"],
+                "base_seconds": found["first"]["base"],
+                "breaks": found["breaks"]["setup"],
+                "base_breaks": found["breaks"]["base"],
+                "eager": quotients(times["setup"], times["base"]).middle,
+                "compiled": quotients(times["compiled setup"], times["compiled base"]).middle,
+                "faster": quotients(times["setup"], times["compiled setup"]).middle,
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def page_of(found: Found, ran: str) -> str:
+    """The page of one run."""
+    parts = [
+        f"Base: {found['layers']} layers, {found['width']} wide, random weights, one thread. graftwork and adapters:\n"
+        f"`{METHODS['seq_bn']}`; PEFT: LoRA of rank 8 on query and value, for it has no bottleneck adapters.",
+        "## The next adapter\n\nMilliseconds. `add`: a fresh one, the median of the ten up to there; `load`: one from "
+        "files; `first call`: one row of\n16 tokens with an adapter that has never run, and the call after it.",
+        growth_table(found["growth"]),
+        "## Batches that mix adapters\n\nEvery row draws an adapter, alike or by Zipf's law (the k-th as often as\n"
+        "1/k), and every call draws anew. The base and the batch take turns; median quotient, with its quartiles.",
+        mixture_table(found["mixtures"]),
+        "![Cost against the crowd that rows draw from](scale_crowd.svg)",
+    ]
+    if found["sweep"]:
+        parts += ["## Batch and length\n\nRatio to the base.", sweep_table(found["sweep"])]
+    if found["compile"]:
+        parts += ["## torch.compile", compile_table(found["compile"])]
+    return page("Scale: many adapters on one base", ran, *parts, peers=found["versions"])
+
+
+def growth_table(rows: Sequence[Found]) -> str:
+    """Add, load and first call by side and count."""
+    head = ["side", "adapter", "add", "load", "first call", "the next call", "memory for each"]
+    return table(head, [[one["side"], f"{one['count']:,}", *_growth(one)] for one in rows])
+
+
+def _growth(row: Found) -> list[str]:
+    times = [f"{row[key]:.1f}" if row[key] is not None else "–" for key in ("add", "load", "first", "again")]
+    return [*times, f"{row['bytes'] / 1e6:.2f} MB" if row["bytes"] else "–"]
+
+
+def mixture_table(rows: Sequence[Found]) -> str:
+    """Rows a second by side, crowd and law."""
+    head = ["side", "batch", "adapters", "drawn", "rows a second", "of the base", "ratio to the base", "to one adapter"]
+    return table(
+        head,
+        [
+            [
+                one["side"], one["batch"], f"{one['distinct']:,}", one["law"], f"{one['rows_a_second']:.0f}",
+                f"{one['base_rows_a_second']:.0f}", f"{one['ratio']:.3f} ({one['low']:.3f}–{one['high']:.3f})",
+                f"{one['to_one']:.3f}",
+            ]
+            for one in rows
+        ],
+    )  # fmt: skip
+
+
+def sweep_table(rows: Sequence[Found]) -> str:
+    """Ratios by batch and setup."""
+    head = ["setup", "rows x tokens", "ratio", "base, ms"]
+    cells = [
+        [one["setup"], one["batch"], f"{one['ratio']:.3f} ({one['low']:.3f}–{one['high']:.3f})",
+         f"{one['base_milliseconds']:.2f}"]
+        for one in rows
+    ]  # fmt: skip
+    return table(head, cells)
+
+
+def compile_table(rows: Sequence[Found]) -> str:
+    """Time to compile, and what it brings."""
+    head = ["setup", "batch", "compile, s", "base, s", "graph breaks", "ratio, eager", "ratio, both compiled", "faster"]
+    cells = [
+        [one["setup"], one["batch"], f"{one['seconds']:.1f}", f"{one['base_seconds']:.1f}",
+         f"{one['breaks']} (base {one['base_breaks']})", f"{one['eager']:.3f}", f"{one['compiled']:.3f}",
+         f"{one['faster']:.2f} x"]
+        for one in rows
+    ]  # fmt: skip
+    return table(head, cells)
+
+
+def picture(rows: Sequence[Found], file: Path) -> None:
+    """The cost of a batch against the crowd that its rows draw from."""
+    keys = dict.fromkeys((one["side"], one["law"]) for one in rows if one["distinct"] > 1)
+    curves = [
+        Curve(f"{side}, {law}", [(one["distinct"], one["ratio"]) for one in rows if _drawn(one, side, law)])
+        for side, law in keys
+    ]
+    print(draw(file, "Cost against adapters to draw from", "adapters", "time / base", curves) or f"wrote {file.name}")
+
+
+def _drawn(row: Found, side: str, law: str) -> bool:
+    return row["side"] == side and (row["law"] == law or row["distinct"] == 1)
+
+
+def measure(asked: argparse.Namespace, names: list[str]) -> Found:
+    """Everything that was asked for."""
+    layers, width = (6, 384) if asked.quick else (12, 768)
+    layers, width = asked.layers or layers, asked.width or width
+    shape = Shape(*((32, 16) if asked.quick else (64, 32)), layers, width)
+    effort = Effort(0, asked.rounds or (5 if asked.quick else 11), asked.clock)
+    seconds = asked.seconds or (20 if asked.quick else 300)
+    counts = [int(one) for one in asked.counts.split(",")]
+    room = Room(names, effort, 1, asked.execution)
+    found: Found = {"layers": layers, "width": width, "growth": [], "mixtures": [], "sweep": [], "compile": []}
+    with room.open(shape, "float32") as sides:
+        found["versions"] = sides.versions
+        for setup in ("seq_bn", "lora"):
+            sides.remotes["graftwork"].ask("write", setup=setup)
+        for remote in sides.remotes.values():
+            grown = growth(remote, counts, seconds)
+            found["growth"] += grown
+            found["mixtures"] += mixtures(remote, max((one["count"] for one in grown), default=0), shape, effort)
+    if asked.sweep:
+        with Room(["graftwork"], effort, 1, asked.execution).open(shape, "float32") as sides:
+            for one in SWEEP:
+                batch = one._replace(layers=layers, width=width)
+                found["sweep"] += room.rows(sides, ("seq_bn", "fuse3"), batch, "float32")
+    if asked.compile:
+        with Room(["graftwork"], effort, 1, asked.execution).open(shape, "float32") as sides:
+            found["compile"] = compilation(sides.remotes["graftwork"], shape._replace(rows=8, tokens=8), effort)
+    return found
+
+
+def main() -> None:
+    """Measure, print, and write the page, its rows and its picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a smaller base, fewer calls, no sweep")
+    parser.add_argument("--no-peers", action="store_true", help="graftwork alone")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--counts", default="1,100,1000")
+    parser.add_argument("--seconds", type=float, help="for a side to reach each count")
+    parser.add_argument("--rounds", type=int, help="calls of each")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--execution", help="graftwork's executor, where it is not to be the default")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    if not asked.quick:
+        asked.sweep = asked.compile = True
+    found = measure(asked, ["graftwork", *([] if asked.no_peers else present(list(PEERS)))])
+    picture(found["mixtures"], asked.out.with_name(f"{asked.out.stem}_crowd.svg"))
+    write(asked.out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
+    write(asked.out, page_of(found, command()))
+
+
+if __name__ == "__main__":
+    main()
