@@ -115,6 +115,7 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
         for tree in ("a", "Fuse(a, b, name=ab)", ["Stack(b, a)", None], "Parallel(a, b)", "Split(a:3, b:4)")
         for head in ("a", "none")
     ],
+    "fusion_attention": lambda m, _: m.eval().fusion_attention("ab", [GIVEN]),
     "generate": lambda m, _: m.generate(GIVEN["input_ids"], adapters=["a", "b"], max_new_tokens=2, num_beams=2),
     "install": lambda m, _: m.install(m.package("a"), "c"),
     "load_adapter": _loaded,
@@ -125,6 +126,7 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
     "merge_adapter": _merged,
     "reset_adapter": _merged,
     "package": lambda m, _: (m.package("a"), m.package("ab"), m.package("h")),
+    "prune_fusion": lambda m, _: (m.eval().prune_fusion(m.fusion_attention("ab", [GIVEN]), 1), m.train()),
     "register_custom_head": lambda m, _: (
         m.register_custom_head("plain", lambda width, outputs: nn.Linear(width, outputs)),
         m.add_custom_head("plain", "c", outputs=3),

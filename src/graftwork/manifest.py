@@ -150,11 +150,20 @@ class Member(_Part):
 
 
 class FusionSpec(_Part):
-    """What a fusion mixes: K members in the order of its composition."""
+    """What a fusion mixes: K members in the order of its composition.
+
+    kept: at sites where it was pruned, the places of the members that are left; not written where it is empty.
+    """
 
     composition: Text
     members: tuple[Member, ...] = Field(min_length=1)
     config: Json
+    kept: dict[SiteName, tuple[NonNegativeInt, ...]] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_empty_kept(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = plain(self)
+        return {key: value for key, value in written.items() if key != "kept" or value}
 
 
 class Manifest(_Part):

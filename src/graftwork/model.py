@@ -32,6 +32,7 @@ from graftwork.compose.merge import merge_adapter, reset_adapter
 from graftwork.compose.methods import adds, asks, changes
 from graftwork.compose.parts import Parts
 from graftwork.compose.plan import NO_HEAD, Plan, Planner
+from graftwork.compose.prune import fusion_attention, prune_fusion
 from graftwork.compose.speak import speaker
 from graftwork.compose.tree import Composition, fusions, leaves, show, top
 from graftwork.compose.wording import begin_as_text, rows_of_text
@@ -191,6 +192,8 @@ class AdapterModel(nn.Module):
     average_head = changes(average_head)
     merge_adapter = changes(merge_adapter)
     reset_adapter = changes(reset_adapter)
+    fusion_attention = asks(fusion_attention)
+    prune_fusion = asks(prune_fusion)
     add_embeddings = asks(vocabulary.add_embeddings)
     delete_embeddings = asks(vocabulary.delete_embeddings)
 

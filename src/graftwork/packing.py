@@ -15,6 +15,7 @@ from torch import Tensor
 from graftwork.compose.claims import check_part_name
 from graftwork.compose.grammar import as_composition
 from graftwork.compose.parts import OUR_SEMANTICS, Parts
+from graftwork.compose.prune import keep_members
 from graftwork.compose.tree import Fuse, leaves, show
 from graftwork.core.backbone import Backbone
 from graftwork.core.fusion import FusionConfig
@@ -116,7 +117,9 @@ def member_digest(parts: Parts, backbone: Backbone, name: str) -> str:
 def _fusion_spec(parts: Parts, backbone: Backbone, name: str) -> FusionSpec:
     record = parts.fusion_records[name]
     members = [Member(name=n, digest=member_digest(parts, backbone, n)) for n in leaves(record.tree)]
-    return FusionSpec(composition=record.composition, members=tuple(members), config=asdict(record.config))
+    return FusionSpec(
+        composition=record.composition, members=tuple(members), config=asdict(record.config), kept=dict(record.kept)
+    )
 
 
 def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -165,8 +168,12 @@ def _add(parts: Parts, backbone: Backbone, manifest: Manifest, name: str, fuse: 
     except (AdapterError, TypeError) as error:
         raise PackageError(f"package {name!r} asks for what this version cannot build: {error}") from error
     made = []
-    if fuse is not None and fusion is not None:
+    if fuse is not None and manifest.fusion is not None and fusion is not None:
         parts.add_fusion(fuse, fusion, backbone, manifest.semantics)
+        try:
+            keep_members(parts, name, manifest.fusion.kept)
+        except AdapterError as error:
+            raise PackageError(f"package {name!r}: {error}") from error
         made.append("fusions")
     elif method is not None:
         parts.add_adapter(name, method, backbone, manifest.semantics)

@@ -14,13 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftwork.build import positions
-from graftwork.compose.tree import Stack
+from graftwork.compose.tree import Fuse, Stack
 from graftwork.core.heads import HeadConfig
 from graftwork.errors import AdapterError, NotFound, UserError
+from graftwork.packing import Provenance
 from graftwork.recipe import ModelSection
 from graftwork.registry.store import Registry
 from graftwork.serve.engine import Engine
 from tests import tiny
+from tests.adapted import shaken
 from tests.serve.world import CLASSES, TAGS, World, close, error, furnish, text
 
 COMPOSITIONS: list[dict[str, Any]] = [
@@ -148,6 +150,23 @@ def test_parallel_gives_one_outcome_per_branch(tiny_world: World) -> None:
     assert error(third) == ("invalid", 'which head answers hi@1? say "head": the name of a package that has one')
     (answer,) = engine.answer([{**row, "head": "mood"}])
     assert [branch["head"] for branch in answer["branches"]] == ["mood@1"] * 3
+
+
+def test_a_pruned_fusion_is_served_like_any_other(world: World) -> None:
+    members = [world.adapter("one"), world.adapter("two"), world.adapter("three")]
+    for member in members:
+        world.bench.install(world.registry.get(member), member, with_head=False)
+    world.bench.add_adapter_fusion(f"Fuse({', '.join(members)}, name=all)")
+    world.bench.add_classification_head("all", num_labels=3)
+    shaken(world.bench.parts.fusions, seed=2)
+    encoded = world.tokenizer([text(5)], return_tensors="pt")
+    world.bench.eval()
+    few = world.bench.prune_fusion(world.bench.fusion_attention("all", [dict(encoded)]), 1, name="few")
+    world.registry.push(world.bench.package(few, provenance=Provenance(task=CLASSES)), few)
+    with torch.no_grad():
+        logits = world.bench(**encoded, adapters=Fuse(*members, name="few")).logits
+    (answer,) = world.engine().answer([{"text": text(5), "adapters": "few"}])
+    assert close(list(answer["scores"].values()), logits.softmax(-1)[0].tolist())
 
 
 def test_a_split_that_fits_the_text_is_answered_in_a_mixed_batch(tiny_world: World) -> None:

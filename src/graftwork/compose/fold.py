@@ -108,11 +108,11 @@ def multiplications(tree: Composition, site: int, modules: Modules) -> int:
         return 0
     if isinstance(tree, str):
         return _of_adapter(cast(nn.Module, modules.adapter(tree, site)))
-    children = cast(Stack, tree).children
+    children: Sequence[Composition] = cast(Stack, tree).children
+    fusion = modules.fusion(tree.name, site) if isinstance(tree, Fuse) else None
+    if fusion is not None:
+        children = fusion.attended(children)
     inner = sum(multiplications(child, site, modules) for child in children)
-    if not isinstance(tree, Fuse):
-        return inner
-    fusion = modules.fusion(tree.name, site)
     if fusion is None:
         return inner
     count, width = len(children), fusion.width

@@ -284,6 +284,9 @@ class _Fused:
     def config(self) -> FusionConfig:
         return self.module.config
 
+    def attended(self, members: Sequence[Any]) -> list[Any]:
+        return self.module.attended(members)
+
     def __call__(self, x: Value, changes: Sequence[Value], residual: Value | None) -> Value:
         if residual is not None:
             raise Unfoldable(f"fusion {self.name} adds the full-width residual to its values (residual_before)")

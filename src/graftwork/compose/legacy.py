@@ -264,7 +264,7 @@ class _Machine:
         early = layer.config.query_before_ln and not last.config.is_parallel
         query = state.hidden if early else normed
         start = replace(state, hidden=hidden, carried=carried)
-        ends = [self._walk(child, start, reading) for child in tree.children]
+        ends = [self._walk(child, start, reading) for child in layer.attended(tree.children)]
         ups = [end.up for end in ends if end.up is not None]
         fused = layer(query, ups, carried if layer.config.residual_before else None)
         return replace(start, hidden=fused + carried, last=last)

@@ -158,7 +158,7 @@ def bind(tree: Composition, site: int, modules: Modules) -> Member | None:
         # a fusion is trained over all of its members: where one is missing it has no meaning
         if fusion is None or last is None or len(present) < len(members):
             return None
-        return _Fuse(fusion, present, last)
+        return _Fuse(fusion, fusion.attended(present), last)
     raise RoutingError(f"{show(tree)} is routing and cannot be executed at a site; it must be lowered first")
 
 

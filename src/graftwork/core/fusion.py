@@ -16,7 +16,9 @@ V begins as the identity, so an untrained fusion is close to a plain average. Du
 identity is a part of the loss: 0.01 · ‖V - I‖²_F summed over the sites. Knows nothing of sites, names or compositions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -64,15 +66,17 @@ FUSIONS: dict[str, FusionConfig] = {
 }
 
 _PENALTY = 0.01
+_M = TypeVar("_M")
 
 
 class Fusion(nn.Module):
-    """The fusion layer of one site."""
+    """The fusion layer of one site. kept: which of the members of its composition it attends to, None for all."""
 
-    def __init__(self, width: int, config: FusionConfig) -> None:
+    def __init__(self, width: int, config: FusionConfig, kept: tuple[int, ...] | None = None) -> None:
         super().__init__()
         self.config = config
         self.width = width
+        self.kept = kept
         self.query = _projection(width) if config.query else None
         self.key = _projection(width) if config.key else None
         self.value = nn.Linear(width, width, bias=False) if config.value else None
@@ -82,6 +86,10 @@ class Fusion(nn.Module):
                     self.value.weight.fill_(1e-6).fill_diagonal_(1.0)
                 else:
                     self.value.weight.normal_(std=0.02)
+
+    def attended(self, members: Sequence[_M]) -> list[_M]:
+        """Those of the members of its composition, in its order, whose changes it is called with."""
+        return list(members) if self.kept is None else [members[member] for member in self.kept]
 
     def weights(self, x: Tensor, changes: Tensor) -> Tensor:
         """Attention over members: x (B, T, D), changes (B, T, K, D) -> (B, T, K), sums to 1 over K."""

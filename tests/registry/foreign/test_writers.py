@@ -102,6 +102,9 @@ def test_a_fusion(tmp_path: Path) -> None:
     found = read_fusion(tmp_path / "f")
     assert (found.members, found.fusion and found.fusion["value"]) == (("a", "b"), False)
     assert all(torch.equal(found.tensors[key], tensors[key]) for key in tensors)
+    pruned = fusion.model_copy(update={"kept": {"layer.0/ffn": (1,)}})
+    with pytest.raises(PackageError, match="this one is pruned; write the whole one"):
+        write_adapterhub(package(None, tensors, role="fusion", fusion=pruned, name="a,b"), tmp_path / "pruned")
 
 
 def test_merged_projections_are_put_together_again(tmp_path: Path) -> None:

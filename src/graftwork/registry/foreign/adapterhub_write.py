@@ -97,6 +97,10 @@ def _refuse_other_readings(hub: Hub, manifest: Manifest) -> None:
 def _write_fusion(hub: Hub, package: Package, files: dict[str, bytes]) -> None:
     fusion = package.manifest.fusion
     assert fusion is not None
+    if fusion.kept:
+        raise hub.refuse(
+            "its fusions attend to every member in every layer, and this one is pruned; write the whole one"
+        )
     names = [member.name for member in fusion.members]
     hub.name = ",".join(names)
     for key, tensor in _part(package, "fusion").items():
