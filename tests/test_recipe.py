@@ -354,6 +354,29 @@ def test_composition_needs_a_run_that_trains_an_adapter() -> None:
     assert "adapter.composition: stack has no meaning with training.method: full; use adapter" in only(text)
 
 
+@pytest.mark.parametrize(
+    ("training", "kind", "says"),
+    [
+        ("{prefix_cache: auto}", "classification", "prefix_cache: 'auto': the base's dropout draws other states in every epoch; set training.base_dropout: false, or set it to off"),
+        ("{prefix_cache: 2GB, base_dropout: true}", "classification", "prefix_cache: '2GB': the base's dropout"),
+        ("{prefix_cache: 2GB, base_dropout: off}", "masked_lm", "prefix_cache: '2GB': masked_lm hides other pieces in every epoch, or set it to off"),
+        ("{prefix_cache: 2GB, base_dropout: no}", "image_classification", "prefix_cache: '2GB': states are kept of texts, not of images"),
+        ("{prefix_cache: 2GB, method: full}", "classification", "prefix_cache: '2GB': method: full trains every layer"),
+        ("{base_dropout: false, method: full}", "classification", "base_dropout: method: full leaves no base frozen that could rest"),
+        ("{prefix_cache: 2, base_dropout: false}", "classification", "prefix_cache: 2 is not allowed; write off, auto, or the most bytes on disk: 500MB, 2GB"),
+        ("{prefix_cache: 0GB, base_dropout: false}", "classification", "prefix_cache: '0GB' is not allowed; write off, auto, or"),
+    ],
+)  # fmt: skip
+def test_what_rests_and_is_kept(training: str, kind: str, says: str) -> None:
+    assert f"training.{says}" in only(small(training=training, task=f"{{kind: {kind}}}"))
+
+
+@pytest.mark.parametrize("size", ["off", "auto", "500MB", "16GB"])
+def test_states_may_be_kept_where_the_base_rests(size: str) -> None:
+    made = loads(small(training=f"{{prefix_cache: {size}, base_dropout: no}}"), check_files=False)
+    assert (made.training.prefix_cache, made.training.base_dropout) == (size, False)
+
+
 def test_a_number_too_long_to_hold_is_named_not_printed() -> None:
     said = problems(small(training=f"{{epochs: {'9' * 5000}, learning_rate: {'9' * 400}}}"))
     assert "training.epochs: '99999999999999999999... (5000 characters)' cannot be read as int" in said[0]

@@ -27,9 +27,11 @@ from graftwork.schema.values import (
     Name,
     NotNegative,
     Positive,
+    PrefixCache,
     ReductionFactor,
     Reference,
     Scaling,
+    Scheduler,
     Share,
     TaskKind,
     Text,
@@ -102,10 +104,7 @@ class TrainingSection(_Section):
     batch_size: Count = 32
     learning_rate: Positive = 1e-4
     warmup_ratio: Share = 0.06
-    # Those of transformers' schedulers that need no settings of their own.
-    lr_scheduler: Literal[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
-    ] = "linear"
+    lr_scheduler: Scheduler = "linear"
     max_seq_length: Count = 256
     weight_decay: NotNegative = 0.01
     seed: Whole = 0
@@ -117,6 +116,8 @@ class TrainingSection(_Section):
     bf16: Literal["auto"] | Flag = "auto"
     max_steps: Count | None = None
     logging_steps: Count = 50
+    base_dropout: Flag = True  # of what is frozen, while training
+    prefix_cache: PrefixCache = "off"  # states behind the layers below everything that trains
 
 
 class ServingSection(_Section):
@@ -202,8 +203,7 @@ def loads(
 
     `source` stands before every problem. Raises RecipeError with every problem found.
     """
-    document = read(text)
-    return _checked(document, {"name": name}, folder, source, check_files)
+    return _checked(read(text), {"name": name}, folder, source, check_files)
 
 
 def dump(recipe: Recipe) -> str:

@@ -14,6 +14,7 @@ TAKES_KEYWORDS: dict[str, str] = {
     "graftwork.core.attention:_attend": "what an attention function of transformers gets is its interface's affair",
     "graftwork.core.backbone:load_model": "options of transformers' from_pretrained, which transformers checks",
     "graftwork.core.plain:forward": "further arguments of a plain module's forward, which Python checks",
+    "graftwork.core.shortcut:__call__": "what a layer of any model is called with; only states are looked at",
     "graftwork.core.kinds:load": "AdapterHub's AdapterConfig.load(name, reduction_factor=8); every key is checked",
     "graftwork.model:add_custom_head": "arguments of the user's own factory of heads, which checks them",
     "graftwork.compose.methods:method": "typed by the function it was made from, which names and checks each",

@@ -130,6 +130,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "the whole model": {"training.method": "full", "training.epochs": 2},
     "only the head": {"training.method": "head"},
+    "behind a frozen prefix": {
+        "training.base_dropout": False,
+        "training.prefix_cache": "auto",
+        "adapter.variant": "seq_bn[leave_out=[0]]",
+    },
 }
 
 

@@ -215,11 +215,24 @@ def test_what_cannot_train_together_is_refused_before_anything_is_written(tmp_pa
     refused({"model.dtype": "bfloat16"}, "(float32) in 'one'", "(bfloat16) in 'two'")
     refused({"training.method": "full"}, "'two': training.method full changes the base", "train it alone")
     refused({"training.bf16": True}, "training.bf16 is auto in 'one' and True in 'two'")
+    refused({"training.base_dropout": False}, "training.base_dropout is true in 'one' and false in 'two'")
+    one = override(one, {"training.base_dropout": False})
+    refused({"training.prefix_cache": "2GB"}, "'two': training.prefix_cache is 2GB", "train it alone")
     refused({"output": one.output}, "is the output of 'one' and of 'two'")
     with pytest.raises(RecipeError, match="there is no recipe to train"):
         train_together([])
     assert not (tmp_path / "together").exists()
     assert not (tmp_path / "two").exists()
+
+
+def test_a_base_that_rests_draws_nothing_and_each_ends_as_alone(tmp_path: Path) -> None:
+    small.model_folder(tmp_path / "base")  # with dropout
+    resting = {"training.base_dropout": False, "training.epochs": 1}
+    made = recipes(tmp_path, {"a": resting, "b": {**resting, "training.learning_rate": 3e-3}})
+    for recipe, result in zip(made, train_together(made), strict=True):
+        assert isinstance(result, TrainResult)
+        for name, tensor in weights(alone(recipe)).items():
+            torch.testing.assert_close(weights(result)[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_a_run_is_not_put_over_another(tmp_path: Path) -> None:

@@ -14,6 +14,10 @@ from transformers import BertForSequenceClassification, DataCollatorWithPadding,
 from graftwork.compose.tree import Fuse, Stack
 from graftwork.errors import AdapterError, PackageError
 from graftwork.model import AdapterModel
+from graftwork.tasks.encoded import Encoded
+from graftwork.tasks.kinds import task_class
+from graftwork.tasks.text import TextEncoder
+from graftwork.train.batches import EncodedRows, as_it_is
 from graftwork.train.sampler import LengthGroupedSampler
 from graftwork.train.trainer import AdapterTrainer, row_lengths
 from tests import tiny
@@ -34,6 +38,14 @@ def rows(count: int = 24, padding: Any = False) -> list[dict[str, Any]]:
         encoded = tokenizer(row["text"], padding=padding, max_length=32 if padding else None)
         found.append({**encoded, "labels": int(row["label"] == "good"), "text": row["text"]})
     return found
+
+
+def encoder() -> TextEncoder:
+    return TextEncoder(small.tokenizer(), 32, "truncate")
+
+
+def encoded() -> list[Encoded]:
+    return task_class("classification")(labels=("bad", "good")).encode(small.texts(12), encoder(), with_labels=True)
 
 
 def settings(folder: Path, **changes: Any) -> TrainingArguments:
@@ -168,3 +180,29 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     trainer = AdapterTrainer(model=other, args=settings(tmp_path), train_dataset=rows())
     with pytest.raises(PackageError, match=r"does not fit this model: tensor '.*second.*' is missing"):
         trainer.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("base_dropout", [True, False])
+def test_what_is_frozen_rests_where_it_is_told_to(tmp_path: Path, base_dropout: bool) -> None:
+    made = model()
+    made.add_adapter("below", "seq_bn[reduction_factor=4,dropout=0.5]")
+    made.train_adapter("mood")
+    made.set_active_adapters(Stack("below", "mood"))
+    seen: set[tuple[bool, bool, bool, bool]] = set()
+
+    def look(*_: Any) -> None:
+        parts = (made.parts.adapters["=below"], made.parts.adapters["=mood"], made.parts.heads["=mood"])
+        seen.add((made.base.encoder.layer[1].training, *(part.training for part in parts)))  # type: ignore[arg-type]
+
+    made.base.encoder.layer[1].register_forward_pre_hook(look)
+    made.add_classification_head("idle", num_labels=2)
+    made.active_head = "mood"
+    trainer = AdapterTrainer(
+        model=made,
+        args=settings(tmp_path, remove_unused_columns=False),
+        train_dataset=EncodedRows(encoded(), encoder()),
+        data_collator=as_it_is,
+    )
+    trainer.base_dropout = base_dropout
+    trainer.train()
+    assert seen == {(base_dropout, base_dropout, True, True)}

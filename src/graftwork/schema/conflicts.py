@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from graftwork.schema.problems import shown
 from graftwork.schema.yaml_text import Problem
 
 SPLITS = ("train", "dev", "test")
@@ -45,6 +46,7 @@ def conflicts(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Problems between keys; their own values are checked elsewhere."""
     adapter, task, source = (_section(data, name) for name in ("adapter", "task", "data"))
     yield from _composition(adapter, _section(data, "training").get("method", "adapter"))
+    yield from _resting(_section(data, "training"), task.get("kind"))
     yield from _task(task)
     yield from _columns(task.get("kind"), source.get("columns"))
 
@@ -85,6 +87,27 @@ def _composition(adapter: Mapping[str, Any], method: Any) -> Iterator[Problem]:
         yield _about(
             "adapter", "composition", f"{composition} has no meaning with training.method: {method}; use adapter"
         )
+
+
+def _resting(training: Mapping[str, Any], kind: Any) -> Iterator[Problem]:
+    """What has no meaning without a frozen base that rests, and rows that stay what they are."""
+    full, rests = training.get("method") == "full", training.get("base_dropout") in (False, "no", "off")
+    if full and rests:
+        yield _about("training", "base_dropout", "method: full leaves no base frozen that could rest; remove it")
+    wanted = training.get("prefix_cache", "off")
+    if wanted == "off":
+        return
+    why = ""
+    if full:
+        why = "method: full trains every layer"
+    elif not rests:
+        why = "the base's dropout draws other states in every epoch; set training.base_dropout: false"
+    elif kind == "masked_lm":
+        why = "masked_lm hides other pieces in every epoch"
+    elif kind == "image_classification":
+        why = "states are kept of texts, not of images"
+    if why:
+        yield _about("training", "prefix_cache", f"{shown(wanted)}: {why}, or set it to off")
 
 
 def _task(task: Mapping[str, Any]) -> Iterator[Problem]:

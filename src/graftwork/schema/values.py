@@ -78,6 +78,15 @@ ReductionFactor = Annotated[
 ]
 Scaling = Annotated[_Whole | _Number | Literal["learned", "channel"], Allowed("a number, learned or channel")]
 
+PrefixCache = Annotated[
+    str,
+    Field(pattern=r"^(off|auto|[1-9][0-9]{0,5}(MB|GB))$"),
+    Allowed("off, auto, or the most bytes on disk: 500MB, 2GB"),
+]
+# Those of transformers' schedulers that need no settings of their own.
+Scheduler = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+]
 TaskKind = Literal[
     "classification", "pair", "regression", "tagging", "multilabel", "multiple_choice", "question_answering",
     "dependency_parsing", "masked_lm", "causal_lm", "seq2seq_lm", "similarity", "image_classification",

@@ -6,7 +6,8 @@ the same rows, in a fraction of the time, which matters in the training step and
 (the choices of a question) are all of as many. Rows may be others in every epoch: `redraw` makes them so.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +35,11 @@ class _Lists:
         )
         self._filler, self._dtype = filler, dtype
 
+    @property
+    def digest(self) -> str:
+        """sha256 of the lists."""
+        return hashlib.sha256(self.lengths.tobytes() + self._numbers.tobytes()).hexdigest()
+
     def gather(self, rows: numpy.ndarray) -> Tensor:
         """(B, longest), or (B, longest, 2) for pairs."""
         lengths = self.lengths[rows][:, None]  # (B, 1)
@@ -47,10 +53,14 @@ class _Lists:
 
 
 class EncodedRows(Dataset[dict[str, Tensor]]):
-    """Labelled rows as a data set. Ask for several rows at once (`__getitems__`), as a DataLoader does, for a batch."""
+    """Labelled rows as a data set. Ask for several rows at once (`__getitems__`), as a DataLoader does, for a batch.
+
+    states: what is known of the hidden states of texts, (numbers (n,), T) -> (n, T, D), for batches to bring.
+    """
 
     def __init__(self, rows: Sequence[Encoded], encoder: TextEncoder, redraw: Redraw | None = None) -> None:
         self._redraw, self._epoch = redraw, 0
+        self.states: Callable[[Any, int], Tensor] | None = None
         rows = rows if redraw is None else [replace(row, input_ids=row.truth or row.input_ids) for row in rows]
         tokenizer, texts = encoder.tokenizer, [text for row in rows for text in row.rows]
         self.lengths = numpy.array([row.length for row in rows], dtype=numpy.int64)  # (rows,)
@@ -75,6 +85,22 @@ class EncodedRows(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def text_lengths(self) -> numpy.ndarray:
+        """Pieces of every text, (texts,)."""
+        return self._texts["input_ids"].lengths
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything a model is given of the texts, in their order."""
+        return hashlib.sha256(
+            repr([(field, lists.digest) for field, lists in self._texts.items()]).encode()
+        ).hexdigest()
+
+    def texts(self, rows: numpy.ndarray) -> numpy.ndarray:
+        """The texts of rows (B,), each row's side by side, (B·C,)."""
+        return rows if not self._parts else (rows[:, None] * self._parts + numpy.arange(self._parts)).ravel()
+
     def set_epoch(self, epoch: int) -> None:
         """Hand out the rows as they are in this epoch."""
         self._epoch = epoch
@@ -83,15 +109,20 @@ class EncodedRows(Dataset[dict[str, Tensor]]):
         return self.__getitems__([row])
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """input_ids, attention_mask, perhaps token_type_ids (B, T) or (B, C, T); word_starts (B, W); labels."""
+        """input_ids, attention_mask, perhaps token_type_ids (B, T) or (B, C, T); word_starts (B, W); labels.
+
+        And where states are known `entering`, (B, T, D) or (B·C, T, D).
+        """
         chosen = numpy.asarray(rows)
-        texts = chosen if not self._parts else (chosen[:, None] * self._parts + numpy.arange(self._parts)).ravel()
+        texts = self.texts(chosen)
         batch = {field: lists.gather(texts) for field, lists in self._texts.items()}
         if self._parts:
             batch = {field: tensor.view(len(chosen), self._parts, -1) for field, tensor in batch.items()}
         batch |= {field: lists.gather(chosen) for field, lists in self._lists.items()}
         if self._labels is not None:
             batch["labels"] = self._labels[torch.from_numpy(chosen)]
+        if self.states is not None:
+            batch["entering"] = self.states(texts, batch["input_ids"].shape[-1])
         return batch if self._redraw is None else self._redraw(batch, chosen, self._epoch)
 
 

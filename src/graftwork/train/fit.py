@@ -1,6 +1,7 @@
 """The training itself: a prepared job through transformers' Trainer, from the start or from a checkpoint."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import safetensors.torch
@@ -11,7 +12,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from graftwork.errors import GoalMissed
 from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.task import Answer, Row, Task
-from graftwork.train.batches import as_it_is, rows_of
+from graftwork.train.batches import as_it_is
 from graftwork.train.callbacks import Bar, LogAtEpochEnd, SaveByTheClock
 from graftwork.train.checkpoint import STATE, Checkpoint
 from graftwork.train.folder import RunFolder, named
@@ -49,14 +50,16 @@ def fit(
             model=job.learner,
             args=arguments(job.recipe, folder.checkpoints, len(job.data.train), job.metric),
             data_collator=as_it_is,
-            train_dataset=rows_of(job.encoded["train"], job.encoder, job.task.redraw(job.encoder, training.seed)),
-            eval_dataset=rows_of(job.encoded["dev"], job.encoder),
+            train_dataset=job.sets["train"],
+            eval_dataset=job.sets["dev"],
             compute_metrics=DevScores(job.task, job.encoded["dev"], job.dev),
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.step = step
-        trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
+        trainer.base_dropout = training.base_dropout
+        with nullcontext() if job.prefix is None else job.prefix.kept(training.eval_batch_size) as trainer.shortcut:
+            trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
         # mixed precision leaves a wrapper around the forward that loses which head answered which row
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     return trainer.state

@@ -19,8 +19,10 @@ from graftwork.recipe import Recipe
 from graftwork.registry.store import Registry
 from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.task import Encoder, Task
+from graftwork.train.batches import EncodedRows, ImageRows, rows_of
 from graftwork.train.data import Data, load_data
 from graftwork.train.full import FullModel
+from graftwork.train.prefix import Prefix, plan
 from graftwork.train.settings import wants_bf16
 
 PROBED = 2  # dev rows that go through the untrained model, to see that everything fits together
@@ -31,7 +33,8 @@ class Job:
     """A recipe with its data, model, and what trains.
 
     learner: what the Trainer gets, `model` or a full copy of it. encoded: split -> its tokenised rows; those of dev are
-    longest first, and `dev` holds its rows in the same order. metric: the score that picks the best epoch.
+    longest first, and `dev` holds its rows in the same order. sets: the same as data sets. metric: the score that picks
+    the best epoch. prefix: the layers whose states are kept, where the recipe asks for it.
     """
 
     recipe: Recipe
@@ -44,6 +47,8 @@ class Job:
     learner: nn.Module
     setup: Setup
     metric: str
+    sets: Mapping[str, EncodedRows | ImageRows]
+    prefix: Prefix | None
     notes: tuple[str, ...]
 
     @property
@@ -119,8 +124,21 @@ def assemble(recipe: Recipe, registry: Registry | None, data: Data, model: Adapt
     torch.manual_seed(recipe.training.seed)  # of the new weights
     setup, learner = METHODS[recipe.training.method](model, recipe, rows.task, registry)
     metric = _metric(recipe, rows.task, model, rows.encoder, setup, rows.dev)
-    notes = (*data.notes, *_cut(rows.encoded, rows.encoder.max_length, recipe))
-    return Job(recipe, data, rows.dev, rows.encoded, rows.task, rows.encoder, model, learner, setup, metric, notes)
+    redraw = rows.task.redraw(rows.encoder, recipe.training.seed)
+    splits = rows.encoded
+    sets = {"train": rows_of(splits["train"], rows.encoder, redraw), "dev": rows_of(splits["dev"], rows.encoder)}
+    prefix, kept = _prefix(recipe, model, sets)
+    notes = (*data.notes, *_cut(splits, rows.encoder.max_length, recipe), *([kept] if kept else []))
+    return Job(
+        recipe, data, rows.dev, splits, rows.task, rows.encoder, model, learner, setup, metric, sets, prefix, notes
+    )
+
+
+def _prefix(
+    recipe: Recipe, model: AdapterModel, sets: Mapping[str, EncodedRows | ImageRows]
+) -> tuple[Prefix | None, str]:
+    texts = [one for one in sets.values() if isinstance(one, EncodedRows)]  # a recipe for images asks for none
+    return plan(model, texts, recipe.training.prefix_cache, torch.bfloat16 if wants_bf16(recipe.training) else None)
 
 
 def _metric(

@@ -37,6 +37,7 @@ from graftwork.train.job import Job, assemble, read
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import How, carry_out
 from graftwork.train.settings import wants_bf16
+from graftwork.train.trainer import rest
 from graftwork.train.turns import Turn
 
 TOKENS = 8192  # of one forward, padding included: what bounds its memory, whatever the number of recipes
@@ -92,6 +93,17 @@ def check(recipes: Sequence[Recipe]) -> None:
             raise RecipeError(
                 f"training.bf16 is {first.training.bf16} in {first.name!r} and {recipe.training.bf16} in "
                 f"{recipe.name!r}; one forward has one precision, so make them equal"
+            )
+        if recipe.training.base_dropout != first.training.base_dropout:
+            raise RecipeError(
+                f"training.base_dropout is {str(first.training.base_dropout).lower()} in {first.name!r} and "
+                f"{str(recipe.training.base_dropout).lower()} in {recipe.name!r}; one forward has one base, so make "
+                "them equal"
+            )
+        if recipe.training.prefix_cache != "off":
+            raise RecipeError(
+                f"{recipe.name!r}: training.prefix_cache is {recipe.training.prefix_cache}, and the forward of several "
+                "recipes begins at the first layer; set it to off, or train it alone"
             )
         place = RunFolder(recipe.output).path.resolve()
         if place in folders:
@@ -190,6 +202,8 @@ class _Shared:
         losses: dict[int, Tensor] = {}
         for _, batch in asked:
             batch.job.model.train()
+            if not batch.job.recipe.training.base_dropout:
+                rest(batch.job.model)
         calls = [_call(batch) for _, batch in asked]
         for bundle in bundles([_size(call) for call in calls], self._tokens):
             some = [asked[place] for place in bundle]

@@ -2,13 +2,16 @@
 
     trainer = AdapterTrainer(model=model, args=TrainingArguments(...), train_dataset=..., eval_dataset=...)
 
-It adds five things. Checkpoints hold adapters, fusions and heads only (the model's `state_dict` gives no more), and
+It adds seven things. Checkpoints hold adapters, fusions and heads only (the model's `state_dict` gives no more), and
 each is sealed when it is whole. The order of the rows is decided by (seed, epoch), so that a resumed run meets the same
-rows; rows are scored in their own order. Weight decay leaves the V of a fusion alone. Forward and backward can be done
-elsewhere (`step`), where several trainers share them. And it refuses to train a model of which nothing would learn.
+rows; rows are scored in their own order. Weight decay leaves the V of a fusion alone. With `base_dropout` false what is
+frozen rests: it runs as in eval mode, without dropout. Batches with states (`entering`) begin behind the layers of a
+`shortcut`. Forward and backward can be done elsewhere (`step`), where several trainers share them. And it refuses to
+train a model of which nothing would learn.
 """
 
 from collections.abc import Callable, Sequence, Sized
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from transformers import Trainer
 
 from graftwork.compose.tree import fusions, leaves, show
 from graftwork.core.fusion import Fusion
+from graftwork.core.shortcut import Shortcut
 from graftwork.errors import AdapterError, PackageError
 from graftwork.model import AdapterModel
 from graftwork.train.batches import EncodedRows, ImageRows
@@ -34,10 +38,14 @@ _OURS = ("random", "group_by_length")  # train_sampling_strategy that our own sa
 class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     """Trains the parts of an AdapterModel that `train_adapter` or `train_adapter_fusion` chose. Raises AdapterError.
 
-    step: does forward and backward of a batch in the place of transformers' own.
+    Set before `train`: step: does forward and backward of a batch in the place of transformers' own. base_dropout:
+    whether dropout of the frozen base, and of frozen members, is active. shortcut: of the layers that batches with
+    states leave out.
     """
 
     step: Step | None = None
+    base_dropout = True
+    shortcut: Shortcut | None = None
 
     def _validate_args(self) -> None:
         super()._validate_args()
@@ -70,7 +78,11 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """As transformers has it; scored are the logits alone, of the text's own tokens without prompts'."""
-        found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.model.training and not self.base_dropout:
+            rest(self.model)
+        entering, inputs = inputs.get("entering"), {key: inputs[key] for key in inputs if key != "entering"}
+        with nullcontext() if entering is None or self.shortcut is None else self.shortcut.entered(entering):
+            found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         groups: Sequence[Any] = getattr(found[1], "groups", ()) if return_outputs else ()
         return (found[0], {"loss": found[0], "logits": groups[0].text_logits}) if len(groups) == 1 else found
 
@@ -91,6 +103,15 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         problems += [f"tensor {key!r} belongs nowhere" for key in load_result.unexpected_keys]
         if problems:
             raise PackageError("the checkpoint does not fit this model: " + "; ".join(problems[:10]))
+
+
+def rest(model: AdapterModel) -> None:
+    """Put what is frozen in eval mode: the base, and every part of which nothing learns. The rest stays as it is."""
+    model.base.eval()
+    for table in ("adapters", "fusions", "heads", "embeddings"):
+        for part in getattr(model.parts, table).values():
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
 
 
 def check_model(model: nn.Module, needs_training: bool) -> None:
