@@ -447,7 +447,7 @@ class AdapterModel(nn.Module):
 
     @property
     def execution(self) -> str:
-        """How calls that need no gradient run: "reference", "folded", or "auto" (see `compose/execute.py`)."""
+        """How calls that need no gradient run: "reference", "folded", "banked" or "auto" (`compose/execute.py`)."""
         return self._planner.executors.execution
 
     @execution.setter

@@ -159,3 +159,25 @@ def test_models_over_one_backbone_have_parts_of_their_own() -> None:
     other.set_active_adapters(None)
     other.delete_adapter("same")
     assert torch.equal(one(ids).logits, before)
+
+
+def test_batches_whose_rows_differ_run_in_their_banks() -> None:
+    made = models("bert", [("seq_bn[reduction_factor=4]", "classification")] * 2)
+    for model in made:
+        model.add_adapter("other", "seq_bn[reduction_factor=4]")
+        model.execution = "auto"
+    inputs = [
+        for_heads(batch(3, 5, "classification", seed), shape_of(batch(3, 5, "classification", seed))) for seed in (1, 2)
+    ]
+    with torch.no_grad():
+        calls = []
+        for model, own in zip(made, inputs, strict=True):
+            plan = model.plan(["same", "other", None], "same", 3)
+            assert plan.route is not None
+            assert plan.route.banked is not None
+            calls.append(Call(model.parts, plan, own, Asks(None, None, training=False)))
+        together = [answer().logits for answer in run_abreast(made[0].backbone, calls, {})]
+        for model, own, found in zip(made, inputs, together, strict=True):
+            model.execution = "reference"
+            alone = model(**own, adapters=["same", "other", None], head="same")
+            torch.testing.assert_close(found, alone.logits)

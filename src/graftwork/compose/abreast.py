@@ -50,7 +50,7 @@ class Abreast(BatchRoute):
     def delta(self, site: int, reading: Reading) -> Delta | None:
         """The change at a site, (B, T, D). One cut and one joining for all batches, so that a backward costs no more
         with many than with few."""
-        if all(group.program[site] is None for group in self.groups):
+        if not any(route is not None and route.runs_at(site) for route, _ in self.parts):
             return None
         self._copies(reading.output.shape[0])
         sizes = [rows for _, rows in self.parts]
@@ -89,7 +89,8 @@ def abreast(plans: Sequence[Plan]) -> Plan:
         )
     prompts = {plan.route.prompt for plan in plans if plan.route is not None and plan.route.prompt is not None}
     parts = tuple((plan.route, plan.rows) for plan in plans)
-    made = Abreast(tuple(groups), rows, None, None, next(iter(prompts), None), parts) if groups else None
+    runs = any(route is not None for route, _ in parts)
+    made = Abreast(tuple(groups), rows, None, None, next(iter(prompts), None), parts=parts) if runs else None
     heads = tuple(name for plan in plans for name in plan.heads or ())
     return Plan(
         None if made is None else Routed(made), heads, tuple(tree for plan in plans for tree in plan.trees), rows
@@ -101,7 +102,7 @@ def prompt_lengths(plan: Plan) -> tuple[int, ...]:
     route = plan.route
     if route is None or route.prompt is None:
         return (0,)
-    nodes = [group.program[route.prompt] for group in route.groups]
+    nodes = [group.program[route.prompt] for group in route.groups] + [None] * (route.banked is not None)
     return tuple(sorted({0 if node is None else cast(Prompt | Prompts, node).length for node in nodes}))
 
 

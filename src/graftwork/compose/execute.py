@@ -2,7 +2,8 @@
 
     reference   one member after another; whatever needs a gradient runs so, and a model in train mode
     folded      each composition as one wide bottleneck a site (`fold.py`)
-    auto        folded where no gradient is needed
+    banked      each row or token by the weights in its slot (`bank.py`); what has none, folded
+    auto        one composition for all rows folded, several banked; by the reference where a gradient is needed
 
 The one place that turns a tree into a program, and the trees of a batch into a route. Folded weights are a snapshot:
 they are made when a composition is first run, and again when a weight of it has changed since. Knows nothing of heads
@@ -11,10 +12,12 @@ and of how a call names what it wants; that is `plan.py`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 
+from graftwork.compose.bank_route import seat
+from graftwork.compose.banks import Banks
 from graftwork.compose.fold import Folded, fold
 from graftwork.compose.legacy import program
 from graftwork.compose.lower import Lane
@@ -25,8 +28,8 @@ from graftwork.compose.trunk import Fork, fork_of
 from graftwork.compose.watch import Watch
 from graftwork.errors import AdapterError
 
-EXECUTIONS = ("auto", "reference", "folded")
-Manner: TypeAlias = Literal["reference", "folded"]  # how one call runs
+EXECUTIONS = ("auto", "reference", "folded", "banked")
+Manner: TypeAlias = Literal["auto", "reference", "folded", "banked"]  # how one call runs
 
 _ROOM = 1 << 30  # bytes that folded weights may take in any case; beyond, `_SHARE` times what the adapters take
 _SHARE = 4
@@ -61,7 +64,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Routed:
-    """The route of a batch, the programs in it, and what their folded weights were made of."""
+    """The route of a batch, the programs of its groups, and what folded weights in it and in slots were made of."""
 
     route: BatchRoute
     made: tuple[Made, ...] = ()
@@ -87,6 +90,7 @@ class Executors:
         self.execution = execution
         self._made: dict[tuple[Composition, Manner], Made] = {}
         self._held: dict[str, list[tuple[dict[str, Any], str]]] = {}  # name -> where its parameters are
+        self.banks = Banks(parts, self.normed)
         self._bytes, self._room = 0, 0  # of all that is made; how many there may be, 0 where that is not known
 
     @property
@@ -109,7 +113,7 @@ class Executors:
             return "reference"
         if torch.is_grad_enabled() and any(map(self._learns, frozenset().union(*map(names, trees)))):
             return "reference"
-        return "folded"
+        return cast(Manner, self.execution)
 
     def forget(self, name: str | None = None) -> None:
         """Drop the programs of compositions with the adapter or fusion of that name; None: of all."""
@@ -117,6 +121,7 @@ class Executors:
         for key in [key for key in self._made if name is None or name in names(key[0])]:
             self._bytes -= self._made.pop(key).bytes
         self._held = {key: held for key, held in self._held.items() if name not in (None, key)}
+        self.banks.forget(name)
 
     def trim(self, routes: Sequence[Routed | None]) -> int:
         """How many of these routes, the most recent first, may be kept: those whose programs there is room for."""
@@ -135,24 +140,25 @@ class Executors:
         return count
 
     def routed(self, batch: Batch) -> Routed:
-        """The route of a batch."""
-        several = len({tree for _, tree in batch.lanes or ()}) > 1
-        return self._mixed(batch) if several else self._by_group(batch)
-
-    def _mixed(self, batch: Batch) -> Routed:
-        """The route of a batch with several compositions."""
-        return self._by_group(batch)
-
-    def _by_group(self, batch: Batch) -> Routed:
-        """One group of rows after another, each with a program of its own."""
+        """The route of a batch: rows that have slots, and groups of the others, each with a program of its own."""
+        lanes = batch.lanes
         used: list[Made] = []
+        if batch.manner == "banked" and lanes is None:
+            lanes = [(row, batch.whole) for row in range(batch.rows)]
+        several = lanes is not None and len({tree for _, tree in lanes}) > 1
+        seating = None
+        if lanes is not None and (batch.manner == "banked" or (batch.manner == "auto" and several)):
+            skipped = frozenset(site for site, depth in enumerate(self.depths) if depth in batch.skip)
+            seating = seat(lanes, self.banks, skipped)
 
         def run(tree: Composition) -> Program:
             used.append(made := self._program(tree, batch.manner))
             return self._without(batch.skip, made.program)
 
-        made = route(batch.lanes, batch.whole, batch.rows, run)
-        return Routed(made, tuple(used), Watch.joined(fold.watch for one in used for fold in one.folds))
+        made = route(lanes, batch.whole, batch.rows, run, seating)
+        watches = [fold.watch for one in used for fold in one.folds]
+        watches += [] if seating is None else [one.watch for one in seating.seats]
+        return Routed(made, tuple(used), Watch.joined(watches))
 
     def forked(self, batch: Batch, made: Routed) -> Fork | None:
         """Where rows become lanes inside the model, or None for at its entry; made: the route of the lanes."""
@@ -172,8 +178,7 @@ class Executors:
 
     def _program(self, tree: Composition, manner: Manner) -> Made:
         """The program of a tree, made again where a weight that was folded into it has changed."""
-        if self._parts.as_adapters(tree):
-            manner = "reference"
+        manner = "reference" if manner == "reference" or self._parts.as_adapters(tree) else "folded"
         old = self._made.get((tree, manner))
         if old is not None and not any(one.stale for one in old.folds):
             return old

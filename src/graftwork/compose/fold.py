@@ -16,7 +16,7 @@ values, a fusion of members that move the stream, members in different dtypes.
 Folded weights are a snapshot, built in float64 and cast, never saved. `Folded.stale` says when to fold again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import cast
@@ -77,15 +77,17 @@ class Folded:
         return self.watch.stale
 
 
-def fold(tree: Composition, site: int, modules: Modules, *, normed: bool | None) -> Folded | None:
+def fold(
+    tree: Composition, site: int, modules: Modules, *, normed: bool | None, width: Callable[[int], int] = int
+) -> Folded | None:
     """Compile a composition at one site for inference; None where none of it has a module there.
 
     normed: whether a norm follows the residual add at the site (post-LN); None for sites of another kind, which the
-    reference runs. Raises RoutingError for blocks that route.
+    reference runs. width: M of an adapter -> the columns it gets. Raises RoutingError for blocks that route.
     """
     if bind(tree, site, modules) is None:
         return None
-    folding = _Folding(site, modules, normed)
+    folding = _Folding(site, modules, normed, width)
     node = folding.node(tree)
     assert node is not None  # the reference has one
     weights = [weight for _, wide in folding.wides for weight in wide.weights]
@@ -129,10 +131,11 @@ def _of_adapter(adapter: nn.Module) -> int:
 class _Folding:
     """One composition at one site: what was folded, what was not."""
 
-    def __init__(self, site: int, modules: Modules, normed: bool | None) -> None:
+    def __init__(self, site: int, modules: Modules, normed: bool | None, width: Callable[[int], int] = int) -> None:
         self.site = site
         self.modules = modules
         self.normed = normed
+        self.width = width
         self.wides: list[tuple[str, Wide | Plain]] = []
         self.kept: list[Kept] = []
         self.written_out: list[str] = []
@@ -173,7 +176,7 @@ class _Folding:
             raise Unfoldable(f"its members have different dtypes: {dtypes}")
         up = next(module.up.weight.detach() for module in members.values() if isinstance(module, Bottleneck))
         device = "meta" if any(weight.is_meta for weight in weights) else "cpu"
-        formula = Formula(torch.zeros(len(up), dtype=torch.float64, device=device), normed)
+        formula = Formula(torch.zeros(len(up), dtype=torch.float64, device=device), normed, self.width)
         node = bind(tree, self.site, Symbolic(formula, self.modules))
         assert node is not None  # the reference has one
         before, after = formula.of(node)

@@ -6,8 +6,7 @@ A `Value` stands for a (B, T, D) tensor written as
 
 where a *source* is a full-width tensor (h₀, r, a norm of something) and φ are *features*: the few dozen numbers that a
 token has in bottleneck space. Values add, subtract and scale, which is all that `Reading`, `Delta` and the blocks of
-`reference.py` do with tensors; so what a composition means is written there and nowhere else. What is not linear is
-caught here:
+`reference.py` do with tensors; so what a composition means is written there alone. What is not linear is caught here:
 
     an adapter     features z = f(x·D + d); gated (g·z, g), with g the mean over the tokens of σ(x·w + w₀)
     a fusion       features (α₁φ₁, …, α_K φ_K, α₁, …, α_K), see `Formula.fused`
@@ -143,6 +142,7 @@ class Formula:
 
     zeros: Tensor  # (D,), float64, where weights are computed: on the CPU (not every device has float64), or on meta
     normed: bool  # whether a norm follows the residual add at this site
+    width: Callable[[int], int] = int  # M of an adapter -> the columns that it gets, those beyond M being zero
     steps: list[Step] = field(default_factory=list)
     output: Source = field(default_factory=Source)
     residual: Source = field(default_factory=Source)
@@ -175,15 +175,15 @@ class Formula:
 
     def said(self, name: str, adapter: Bottleneck, x: Value) -> Value:
         """What an adapter says to x: scale · up(f(down(x))), gated or not."""
-        z: Feature = self.columns(x, self._weights(adapter.down), adapter.activation)
-        weight, bias = self._weights(adapter.up)
-        scaling = adapter.config.scaling
-        scale = float(scaling) if adapter.scale is None else self._exact(adapter.scale)
-        weight, bias = weight * scale, bias * scale
+        (down, start), (weight, bias) = self._weights(adapter.down), self._weights(adapter.up)
+        extra = 0, self.width(len(weight)) - len(weight)  # columns of zeros: whatever f(0) is, nothing comes of it
+        down, start = nn.functional.pad(down, extra), nn.functional.pad(start, extra)
+        z: Feature = self.columns(x, (down, start), adapter.activation)
+        scale = float(adapter.config.scaling) if adapter.scale is None else self._exact(adapter.scale)
+        weight, bias = nn.functional.pad(weight, (0, 0, *extra)) * scale, bias * scale
         if adapter.gate is None:
             return Value({Said((name,), ((z, weight),), bias): 1.0})
-        gate = self.columns(x, self._weights(adapter.gate))
-        gated = self.add(Gated(z.size + 1, z, gate))
+        gated = self.add(Gated(z.size + 1, z, self.columns(x, self._weights(adapter.gate))))
         return Value({Said((name,), ((gated, torch.cat([weight, bias[None]])),), self.zeros): 1.0})
 
     def fused(self, fusion: Fusion, x: Value, changes: Sequence[Value]) -> Value:

@@ -15,23 +15,8 @@ from torch import Tensor, nn
 
 from graftwork.compose.formula import Columns, Feature, Formula, Gated, Mixed, Normed, Said, Source, Value
 from graftwork.compose.plain import Plain, shortest
-from graftwork.compose.wide import (
-    AFTER,
-    OUTPUT,
-    RESIDUAL,
-    Activate,
-    Down,
-    Gate,
-    Join,
-    Mix,
-    Norm,
-    Span,
-    Step,
-    Terms,
-    Up,
-    Wide,
-    Write,
-)
+from graftwork.compose.run import AFTER, OUTPUT, RESIDUAL, Span, Terms
+from graftwork.compose.wide import Activate, Down, Gate, Join, Mix, Norm, Step, Up, Wide, Write
 
 _Reads: TypeAlias = frozenset[tuple[Source, float]]
 _Sees: TypeAlias = frozenset[Feature]  # the features of earlier members that a read contains

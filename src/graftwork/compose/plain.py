@@ -11,7 +11,8 @@ from typing import TypeAlias
 from torch import Tensor
 from torch.nn import functional
 
-from graftwork.compose.wide import AFTER, OUTPUT, RESIDUAL, Activate, Down, Norm, Terms, Up, Wide, check_norm
+from graftwork.compose.run import AFTER, OUTPUT, RESIDUAL, Terms, check_norm
+from graftwork.compose.wide import Activate, Down, Norm, Up, Wide
 from graftwork.core.site import Delta, Reading
 
 _Read: TypeAlias = Callable[[Reading, Delta], Tensor]

@@ -2,7 +2,7 @@
 
 `lower.py` says which composition each row and token runs; here equal ones become a group, and the groups answer what
 hooks ask: the change at a site, positions in front of keys and values, prompts, what undoes the embeddings' change.
-Sites see groups only.
+Sites see groups only, and the rows that run in banks (`bank_route.py`), where there are any.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from graftwork.compose.bank_route import Banked, Seating
 from graftwork.compose.lengthen import Prompts, merge_positions, merge_rows
 from graftwork.compose.lower import Lane, runs_of
 from graftwork.compose.reference import Node, undo
@@ -52,7 +53,7 @@ class Group:
 class BatchRoute:
     """The route of one batch: its groups, and which source row each lane repeats (None: each row once, in order).
 
-    prompt: the site where rows get longer than what the model is given, or None.
+    prompt: the site where rows get longer than what the model is given, or None. banked: the rows of no group.
     """
 
     groups: tuple[Group, ...]
@@ -60,9 +61,24 @@ class BatchRoute:
     tokens: int | None
     sources: Tensor | None
     prompt: int | None = None
+    banked: Banked | None = None
+
+    def runs_at(self, site: int) -> bool:
+        """Whether a row has a module at a site."""
+        banked = self.banked is not None and self.banked.runs_at(site)
+        return banked or any(group.program[site] is not None for group in self.groups)
 
     def delta(self, site: int, reading: Reading) -> Delta | None:
-        """The change at a site, (B, T, D); None where no group has a module."""
+        """The change at a site, (B, T, D); None where no row has a module."""
+        of_groups = self._of_groups(site, reading)
+        if self.banked is None or not self.banked.runs_at(site):
+            return of_groups
+        copies = self._copies(reading.output.shape[0])
+        self._check_tokens(reading)
+        change = self.banked.delta(site, reading, copies)
+        return change if of_groups is None else change.plus(of_groups)  # other rows: zero in one of them
+
+    def _of_groups(self, site: int, reading: Reading) -> Delta | None:
         active = [group for group in self.groups if group.program[site] is not None]
         if not active:
             return None
@@ -70,10 +86,7 @@ class BatchRoute:
         if active[0].whole and node is not None:
             return node(reading, NO_DELTA)
         copies = self._copies(reading.output.shape[0])
-        if self.tokens is not None and reading.output.shape[1] != self.tokens:
-            raise CompositionError(
-                f"Split covers {self.tokens} tokens, but the sequence at this site has {reading.output.shape[1]}"
-            )
+        self._check_tokens(reading)
         before: Tensor | None = None
         after: Tensor | None = None
         for group in active:
@@ -84,6 +97,12 @@ class BatchRoute:
             before = _placed(before, change.before, rows, group.tokens, reading.output)
             after = _placed(after, change.after, rows, group.tokens, reading.output)
         return Delta(before, after)
+
+    def _check_tokens(self, reading: Reading) -> None:
+        if self.tokens is not None and reading.output.shape[1] != self.tokens:
+            raise CompositionError(
+                f"Split covers {self.tokens} tokens, but the sequence at this site has {reading.output.shape[1]}"
+            )
 
     def positions(self, site: int, reading: Reading) -> Positions | None:
         """What is put in front of keys and values at a kv site, or None."""
@@ -109,7 +128,8 @@ class BatchRoute:
     def check_even(self) -> None:
         """Raise CompositionError where rows have prompts of different lengths, or only some have one."""
         nodes = [None if self.prompt is None else group.program[self.prompt] for group in self.groups]
-        lengths = sorted({0 if node is None else cast(Prompt | Prompts, node).length for node in nodes})
+        found = {0 if node is None else cast(Prompt | Prompts, node).length for node in nodes}
+        lengths = sorted(found | ({0} if self.banked is not None else set()))
         if len(lengths) > 1:
             raise CompositionError(
                 f"rows with prompts of {', '.join(map(str, lengths))} tokens cannot share a batch of images: the model "
@@ -200,19 +220,28 @@ def _placed(
 
 
 def route(
-    lanes: Sequence[Lane] | None, whole: Composition, batch: int, program: Callable[[Composition], Program]
+    lanes: Sequence[Lane] | None,
+    whole: Composition,
+    batch: int,
+    program: Callable[[Composition], Program],
+    seating: Seating | None = None,
 ) -> BatchRoute:
-    """The route of a batch from its lanes; `lanes` None means every row runs `whole`, which has no row routing."""
+    """The route of a batch from its lanes; `lanes` None means every row runs `whole`, which has no row routing.
+
+    seating: what became of the lanes that can run in banks; the others are groups.
+    """
+    banked = None if seating is None else seating.banked
     trees: dict[Composition, list[int]] = {}
     for lane, (_, tree) in enumerate(lanes or ()):
-        trees.setdefault(tree, []).append(lane)
+        if seating is None or lane in seating.others:
+            trees.setdefault(tree, []).append(lane)
     if lanes is None:
         trees[whole] = []
     groups: list[Group] = []
-    tokens: set[int] = set()
+    tokens: set[int] = set() if banked is None else banked.tokens
     count = batch if lanes is None else len(lanes)
     for tree, members in trees.items():
-        rows = None if len(trees) == 1 else torch.tensor(members)
+        rows = None if lanes is None or len(members) == count else torch.tensor(members)
         runs = runs_of(tree)
         start = 0
         for length, part in runs:
@@ -227,4 +256,5 @@ def route(
     same = lanes is None or sources == list(range(batch))
     nodes = ((site, node) for group in groups for site, node in enumerate(group.program))
     prompt = next((site for site, node in nodes if isinstance(node, Prompts) or hasattr(node, "put")), None)
-    return BatchRoute(tuple(groups), count, next(iter(tokens), None), None if same else torch.tensor(sources), prompt)
+    repeated = None if same else torch.tensor(sources)
+    return BatchRoute(tuple(groups), count, next(iter(tokens), None), repeated, prompt, banked)

@@ -10,66 +10,14 @@ Nothing here knows of adapters, names or what the steps mean: `layout.py` writes
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from graftwork.compose.run import Run, Span, Terms, check_norm
 from graftwork.core.site import Delta, Reading
-from graftwork.errors import RoutingError
-
-Span: TypeAlias = tuple[int, int, int]  # (register, first column, last column + 1)
-Terms: TypeAlias = tuple[tuple[int, float], ...]  # (source, coefficient), ...
-OUTPUT, RESIDUAL, AFTER = 0, 1, 2  # the sources that a call brings
-
-
-class Run:
-    """One call: full-width sources (B, T, D), and registers (N, columns) in bottleneck space."""
-
-    __slots__ = ("dtype", "norm", "out", "registers", "shape", "sources", "sums")
-
-    def __init__(self, reading: Reading, delta: Delta, dtype: torch.dtype) -> None:
-        self.shape = reading.output.shape
-        self.norm = reading.norm
-        self.dtype, self.out = dtype, reading.output.dtype  # of the weights, and of the result
-        self.sources: list[Tensor | None] = [reading.hidden(delta), reading.residual, delta.after]
-        self.registers: list[Tensor] = []
-        self.sums: dict[Terms, Tensor | None] = {}
-
-    def total(self, terms: Terms) -> Tensor | None:
-        """Σ coefficient · source, (B, T, D), of the sources that are there; None where none is."""
-        if len(terms) == 1 and terms[0][1] == 1:
-            return self.sources[terms[0][0]]
-        if terms in self.sums:
-            return self.sums[terms]
-        total: Tensor | None = None
-        for index, factor in terms:
-            source = self.sources[index]
-            if source is None:
-                continue
-            if total is None:
-                total = source if factor == 1 else source * factor
-            else:
-                total = torch.add(total, source, alpha=factor)
-        self.sums[terms] = total
-        return total
-
-    def flat(self, terms: Terms) -> Tensor:
-        """The same as (N, D), in the weights' dtype."""
-        total = self.total(terms)
-        assert total is not None  # every read holds a source that each call brings
-        flat = total.reshape(-1, self.shape[-1])
-        return flat if flat.dtype is self.dtype else flat.to(self.dtype)
-
-    def features(self, spans: tuple[Span, ...]) -> Tensor:
-        """Columns of registers side by side, (N, F)."""
-        parts = []
-        for index, start, stop in spans:
-            register = self.registers[index]
-            # a slice is a dispatch like any other: none for a whole register
-            parts.append(register if stop - start == register.size(1) else register[:, start:stop])
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class Step(Protocol):
@@ -93,7 +41,7 @@ class Down:
 
     def __call__(self, run: Run) -> None:
         """Add the register."""
-        run.registers.append(torch.addmm(self.bias, run.flat(self.terms), self.weight))
+        run.registers.append(run.product(run.flat(self.terms), self.weight, self.bias, None))
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
@@ -112,7 +60,7 @@ class Join:
         """Add the register."""
         total = run.features((self.start,))
         for span, matrix in self.parts:
-            total = torch.addmm(total, run.features((span,)), matrix)
+            total = run.product(run.features((span,)), matrix, None, total)
         run.registers.append(total)
 
     @property
@@ -212,12 +160,12 @@ class Up:
     def _product(self, run: Run, carry: Tensor | None) -> Tensor:
         features = run.features(self.features)
         if carry is None:
-            product = torch.addmm(cast(Tensor, self.bias), features, self.weight).view(run.shape)
+            product = run.product(features, self.weight, self.bias, None).view(run.shape)
             return product if run.out is run.dtype else product.to(run.out)
         features = functional.pad(features, (0, 1), value=1.0)  # a 1 for the bias in the last row
         if carry.dtype == self.weight.dtype:
-            return torch.addmm(carry.reshape(-1, run.shape[-1]), features, self.weight).view(run.shape)
-        return carry + torch.mm(features, self.weight).view(run.shape).to(carry.dtype)
+            return run.product(features, self.weight, None, carry.reshape(-1, run.shape[-1])).view(run.shape)
+        return carry + run.product(features, self.weight, None, None).view(run.shape).to(carry.dtype)
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
@@ -261,13 +209,6 @@ class Norm:
         return ()
 
 
-def check_norm(reading: Reading, normed: bool) -> None:
-    """Raise RoutingError at a site that is not of the kind a composition was folded for."""
-    if (reading.norm is None) is normed:
-        found = "no norm follows" if normed else "a norm follows"
-        raise RoutingError(f"folded with normed={normed}, but {found} the residual add at this site")
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Wide:
     """A folded composition at one site: a node, called like an adapter. A snapshot of its members' weights."""
@@ -284,7 +225,10 @@ class Wide:
         Raises RoutingError at a site of the other kind: with a norm after the residual add, or without.
         """
         check_norm(reading, self.normed)
-        run = Run(reading, delta, self.dtype)
+        return self.through(Run(reading, delta, self.dtype))
+
+    def through(self, run: Run) -> Delta:
+        """What it changes, from what a run brings and by the products that a run makes."""
         for step in self.steps:
             step(run)
         return Delta(

@@ -1,0 +1,267 @@
+"""The one product of a bank: each item of a batch times the matrix in its own slot.
+
+    y = x·W[slot] + b[slot]          x (N, I), W (S, I, O), b (S, O); an *item* is a row of T tokens, or a single token
+
+Which of the ways to do it is fastest depends on the device, the dtype, the sizes and the slots:
+
+    view      one batched product on a view of the slab, where the slots of the items are s, s + 1, s + 2, …
+    loop      a product for each run of items that share a slot, on views of the slab: reads each weight once
+    sorted    the same after the items were put in the order of their slots, where equal ones do not lie together
+    gather    one batched product with a copy of the weights for each item
+    grouped   torch's grouped matrix product over the items in the order of their slots
+
+so it is measured, once for each kind of call and process, with the tensors of that call. After
+`torch.use_deterministic_algorithms(True)` nothing is measured and every item is multiplied alone (`gather`), so that
+what other items do never changes its bits. Knows nothing of adapters and sites.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Run: TypeAlias = tuple[int, int, int]  # (slot, first item, last item + 1)
+_ROUNDS = 3  # of a measurement; the quickest counts
+_COPY_LIMIT = 2**28  # bytes of weights that `gather` may copy
+_ALIGNED = 16  # bytes: the strides of a grouped product
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """The slot of each of n items, which lie side by side; what backends need of it is made once."""
+
+    slots: tuple[int, ...]
+    _placed: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
+    _views: dict[tuple[int, torch.Size], list[Tensor]] = field(default_factory=dict, repr=False)
+    ways: dict[object, "Backend"] = field(default_factory=dict, repr=False)  # kind of call -> what does it
+
+    def on(self, device: torch.device) -> Tensor:
+        """The slots as a tensor, (n,)."""
+        if device not in self._placed:
+            self._placed[device] = torch.tensor(self.slots, device=device)
+        return self._placed[device]
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Items side by side that share a slot."""
+        return _runs(self.slots)
+
+    @cached_property
+    def consecutive(self) -> bool:
+        """Whether the slots are s, s + 1, s + 2, …"""
+        return self.slots == tuple(range(self.slots[0], self.slots[0] + len(self.slots)))
+
+    @cached_property
+    def distinct(self) -> int:
+        """How many slots there are."""
+        return len(set(self.slots))
+
+    @cached_property
+    def idle(self) -> bool:
+        """Whether some items have nothing to run: their slot is 0."""
+        return 0 in self.slots
+
+    @cached_property
+    def ordered(self) -> "tuple[Routing, Tensor, Tensor]":
+        """The items in the order of their slots, the indices (n,) that put them there, and those that put them back."""
+        order = sorted(range(len(self.slots)), key=self.slots.__getitem__)
+        there = torch.tensor(order)
+        return Routing(tuple(self.slots[item] for item in order)), there, there.argsort()
+
+    def views(self, weight: Tensor) -> list[Tensor]:
+        """The matrix or bias of each run."""
+        key = weight.data_ptr(), weight.shape  # a slab that has grown lies elsewhere
+        if key not in self._views:
+            self._views[key] = [weight[slot] for slot, _, _ in self.runs]
+        return self._views[key]
+
+    def only_used(self, change: Tensor | None) -> Tensor | None:
+        """A change (B, T, D) without what came of items that have nothing to run."""
+        if change is None:
+            return None
+        used = (self.on(change.device) > 0).view(-1, 1, 1)
+        items = change.view(len(self.slots), -1, change.shape[-1])
+        return torch.where(used, items, 0.0).view(change.shape)
+
+
+def _runs(slots: Sequence[int]) -> tuple[Run, ...]:
+    runs, start = [], 0
+    for slot, items in groupby(slots):
+        stop = start + len(list(items))
+        runs.append((slot, start, stop))
+        start = stop
+    return tuple(runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One product: x (N, I), W (S, I, O), and what is added: b (S, O), or (N, O), the same for no slot, or neither."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    onto: Tensor | None
+    routing: Routing
+
+    @property
+    def per(self) -> int:
+        """Rows of x an item."""
+        return self.x.shape[0] // len(self.routing.slots)
+
+
+Backend: TypeAlias = Callable[[Call], Tensor]
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, routing: Routing) -> Tensor:
+    """x·W[slot] + (b[slot] or what it is added to), (N, O), by the way that is fastest here."""
+    call = Call(x, weight, bias, onto, routing)
+    if torch.is_grad_enabled() and (x.requires_grad or (onto is not None and onto.requires_grad)):
+        return gather(call)
+    kind = x.shape[0], weight.shape, x.dtype, x.device, onto is None, torch.are_deterministic_algorithms_enabled()
+    way = routing.ways.get(kind)
+    if way is None:
+        way = routing.ways[kind] = BACKENDS[chosen(call)]
+    return way(call)
+
+
+def loop(call: Call) -> Tensor:
+    """A product for each run, written to its place."""
+    per, runs = call.per, call.routing.runs
+    out = call.x.new_empty(call.x.shape[0], call.weight.shape[2])
+    sizes = [(stop - start) * per for _, start, stop in runs]
+    given, made = torch.split(call.x, sizes), torch.split(out, sizes)
+    matrices = call.routing.views(call.weight)
+    if call.bias is None and call.onto is None:
+        for x, y, matrix in zip(given, made, matrices, strict=True):
+            torch.mm(x, matrix, out=y)
+        return out
+    added = call.routing.views(call.bias) if call.bias is not None else torch.split(cast(Tensor, call.onto), sizes)
+    for x, y, matrix, start in zip(given, made, matrices, added, strict=True):
+        torch.addmm(start, x, matrix, out=y)
+    return out
+
+
+def by_slot(call: Call) -> Tensor:
+    """The loop over items in the order of their slots."""
+    return _in_order(call, loop)
+
+
+def grouped(call: Call) -> Tensor:
+    """torch's grouped product over items in the order of their slots."""
+    return _in_order(call, _grouped)
+
+
+def _grouped(call: Call) -> Tensor:
+    routing, device = call.routing, call.x.device
+    slots = torch.tensor([slot for slot, _, _ in routing.runs], device=device)
+    ends = torch.tensor([stop * call.per for _, _, stop in routing.runs], dtype=torch.int32, device=device)
+    out = functional.grouped_mm(call.x, call.weight.index_select(0, slots), offs=ends)
+    return _added(call, out)
+
+
+def _added(call: Call, out: Tensor) -> Tensor:
+    if call.onto is not None:
+        return out + call.onto
+    if call.bias is None:
+        return out
+    shape = (len(call.routing.slots), call.per, -1)
+    return (out.view(shape) + call.bias.index_select(0, call.routing.on(out.device)).unsqueeze(1)).view(out.shape)
+
+
+def _in_order(call: Call, way: Backend) -> Tensor:
+    routing, there, back = call.routing.ordered
+    there, back = there.to(call.x.device), back.to(call.x.device)
+
+    def moved(tensor: Tensor, items: Tensor) -> Tensor:
+        if call.per == 1:
+            return tensor.index_select(0, items)
+        return tensor.view(len(items), call.per, -1).index_select(0, items).view(tensor.shape)
+
+    onto = None if call.onto is None else moved(call.onto, there)
+    return moved(way(Call(moved(call.x, there), call.weight, call.bias, onto, routing)), back)
+
+
+def view(call: Call) -> Tensor:
+    """One batched product on a view of the slab; for consecutive slots."""
+    first, count = call.routing.slots[0], len(call.routing.slots)
+    chosen = slice(first, first + count)
+    return _batched(call, call.weight[chosen], None if call.bias is None else call.bias[chosen])
+
+
+def gather(call: Call) -> Tensor:
+    """One batched product with a copy of the weights for each item."""
+    slots = call.routing.on(call.x.device)
+    bias = None if call.bias is None else call.bias.index_select(0, slots)
+    return _batched(call, call.weight.index_select(0, slots), bias)
+
+
+def _batched(call: Call, weight: Tensor, bias: Tensor | None) -> Tensor:
+    count, wide = len(weight), weight.shape[2]
+    x = call.x.view(count, call.per, -1)
+    if call.onto is not None:
+        return torch.baddbmm(call.onto.view(count, call.per, wide), x, weight).view(-1, wide)
+    if bias is not None:
+        return torch.baddbmm(bias.unsqueeze(1), x, weight).view(-1, wide)
+    return torch.bmm(x, weight).view(-1, wide)
+
+
+BACKENDS: dict[str, Backend] = {
+    "view": view,
+    "loop": loop,
+    "sorted": by_slot,
+    "gather": gather,
+    "grouped": grouped,
+}
+_CHOSEN: dict[tuple[object, ...], str] = {}  # kind of call -> the fastest, in this process
+
+
+def possible(call: Call) -> list[str]:
+    """The backends that can do a product."""
+    routing, weight = call.routing, call.weight
+    if routing.consecutive:
+        return ["view", "loop"]
+    names = ["loop"]
+    if routing.distinct < len(routing.runs):
+        names.append("sorted")
+    size = weight.element_size()
+    if len(routing.slots) * weight.shape[1] * weight.shape[2] * size <= _COPY_LIMIT:
+        names.append("gather")
+    strides = (*weight.shape[1:], call.x.stride(0))
+    aligned = all(stride * size % _ALIGNED == 0 for stride in strides)
+    if aligned and weight.dtype in (torch.float32, torch.bfloat16, torch.float16) and weight.device.type != "mps":
+        names.append("grouped")
+    return names
+
+
+def chosen(call: Call) -> str:
+    """The backend for a product: by measurement, unless algorithms are to be deterministic."""
+    ways = possible(call)
+    if torch.are_deterministic_algorithms_enabled():
+        return "gather" if "gather" in ways or "view" in ways else "loop"
+    routing = call.routing
+    sizes = (len(routing.slots), len(routing.runs), routing.distinct, call.per)
+    kind = (
+        call.x.device, call.x.dtype, *call.weight.shape[1:], *map(int.bit_length, sizes), routing.consecutive,
+        call.onto is None, torch.get_num_threads(),
+    )  # fmt: skip
+    if kind not in _CHOSEN:
+        _CHOSEN[kind] = ways[0] if len(ways) == 1 else min(ways, key=lambda name: _seconds(BACKENDS[name], call))
+    name = _CHOSEN[kind]
+    return name if name in ways else "loop"  # sizes of one kind may differ in what they can
+
+
+def _seconds(way: Backend, call: Call) -> float:
+    taken = []
+    for _ in range(_ROUNDS):
+        started = time.perf_counter()
+        way(call)
+        if call.x.device.type == "cuda":
+            torch.cuda.synchronize(call.x.device)
+        taken.append(time.perf_counter() - started)
+    return min(taken)
