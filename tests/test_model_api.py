@@ -126,6 +126,7 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
     "merge_adapter": _merged,
     "reset_adapter": _merged,
     "package": lambda m, _: (m.package("a"), m.package("ab"), m.package("h")),
+    "plan": lambda m, _: m.plan("Parallel(a, b)", "a", 2),
     "prune_fusion": lambda m, _: (m.eval().prune_fusion(m.fusion_attention("ab", [GIVEN]), 1), m.train()),
     "register_custom_head": lambda m, _: (
         m.register_custom_head("plain", lambda width, outputs: nn.Linear(width, outputs)),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graftwork.compose.forward import headless
+from graftwork.compose.lower import Lanes
 from graftwork.compose.plan import Plan
 from graftwork.compose.tree import Average, Composition, Fuse, Parallel, Split, Stack, fusions
 from graftwork.compose.trunk import SHARING, shares
@@ -320,15 +321,24 @@ def test_no_hook_is_placed_before_a_call_forks() -> None:
     assert before != [len(layer._forward_pre_hooks) for layer in model.base.encoder.layer]
 
 
-def test_folded_lanes_fork_too(model: AdapterModel) -> None:
-    twin = copy.deepcopy(model)
-    twin.add_adapter_fusion(Fuse("a", "b", name="f"))
-    shaken(twin.parts.fusions, seed=7)
-    setup = Parallel(Stack("hi", Fuse("a", "b", name="f")), Average("a", "b"), None)
-    with torch.no_grad():
-        twin.execution = "reference"
-        expected = twin(**GIVEN, adapters=setup, head="none", skip_layers=[0])[0]
-        twin.execution = "folded"
-        found = twin(**GIVEN, adapters=setup, head="none", skip_layers=[0])[0]
-    assert forks(twin, setup, 3, (0,)) == 1
-    assert relative(found, expected) < CLOSE
+@pytest.mark.parametrize("execution", ["folded", "banked", "auto"])
+def test_lanes_of_every_executor_fork(execution: str) -> None:
+    model = made()
+    model.add_adapter_fusion(Fuse("a", "b", name="f"))
+    shaken(model.parts.fusions, seed=7)
+    model.requires_grad_(False)
+    setups: list[tuple[Any, tuple[int, ...], int]] = [
+        (Parallel(Stack("hi", Fuse("a", "b", name="f")), Average("a", "b"), None), (0,), 1),
+        (Parallel(Stack("hi", "a"), Stack("hi", "b")), (), 1),
+        (Lanes([1, 0, 1, 2], ["a", "b", "top", Stack("hi", "a")]), (), 1),
+    ]
+    for setup, skip, layer in setups:
+        for _ in range(2):  # the second time every weight has changed
+            with torch.no_grad():
+                model.execution = "reference"
+                expected = model(**GIVEN, adapters=setup, head="none", skip_layers=skip)[0]
+                model.execution = execution
+                assert forks(model, setup, 3, skip) == layer
+                found = model(**GIVEN, adapters=setup, head="none", skip_layers=skip)[0]
+            assert relative(found, expected) < CLOSE
+            shaken(model.parts, seed=11)
