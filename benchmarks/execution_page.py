@@ -153,15 +153,21 @@ def points_of(found: dict[str, Any], picture: str) -> list[Curve]:
     """The curves of a picture; none where its setups were not measured."""
     rows = [row for row in found.get("curves", []) if row["picture"] == picture]
     curves: list[Curve] = []
-    kinds = dict.fromkeys((row["side"], parse(row["setup"]).kind) for row in rows)
-    for side, kind in sorted(kinds, key=lambda one: SIDES.index(one[0])):
-        own = [row for row in rows if row["side"] == side and parse(row["setup"]).kind == kind]
-        name = f"{kind.capitalize()}, {side}" if picture == "members" else side
-        curves.append(Curve(name, [(across(row, picture), row["ratio"]) for row in own]))
+    keys = dict.fromkeys((row["side"], block(row)) for row in rows)
+    for side, kind in sorted(keys, key=lambda one: SIDES.index(one[0])):
+        own = [row for row in rows if row["side"] == side and block(row) == kind]
+        named = f"{kind}, " if picture == "members" else ""
+        curves.append(Curve(named + side, [(across(row, picture), row["ratio"]) for row in own]))
         if side == "graftwork":
             least = [(across(row, picture), row["floor_multiplications"]) for row in own]
-            curves.append(Curve(f"{kind.capitalize()}, by multiplications", least, dashed=True))
+            curves.append(Curve(f"{named}multiplications", least, dashed=True))
     return curves
+
+
+def block(row: Row) -> str:
+    """What members a row's setup counts; a single adapter is a Stack of one."""
+    kind = parse(row["setup"]).kind
+    return "Stack" if kind == "one" else kind.capitalize()
 
 
 def across(row: Row, picture: str) -> int:

@@ -73,14 +73,14 @@ def draw(file: Path, title: str, across: str, up: str, curves: Sequence[Curve]) 
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.hashsalt": "graftwork", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        figure = Figure(figsize=(7.5, 3.6), layout="constrained")
         axes = figure.subplots()
         for curve in curves:
             style = {"linestyle": "--", "color": "gray"} if curve.dashed else {"marker": "o"}
             axes.plot(*zip(*sorted(curve.points), strict=True), label=curve.name, **style)
         axes.set(title=title, xlabel=across, ylabel=up)
         axes.grid(alpha=0.3)
-        axes.legend()
+        figure.legend(loc="outside right upper")
         picture = io.BytesIO()
         figure.savefig(picture, format="svg", metadata={"Date": None})
     file.parent.mkdir(parents=True, exist_ok=True)

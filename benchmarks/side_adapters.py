@@ -43,28 +43,21 @@ class Hub:
     def prepare(self, setup: Setup, inputs: Inputs) -> tuple[Call, str]:
         """As `Side.prepare`."""
         self._need(setup)
-        remark = ""
-        if setup.kind == "idle":
-            active: Any = None
-        elif setup.kind == "one":
-            active = Stack(setup.adapters[0])
-        elif setup.kind == "mixed":
-            rows = setup.rows(len(inputs["input_ids"]))
-            order = sorted(rows, key=setup.adapters.index)  # BatchSplit wants the rows of an adapter side by side
-            active = BatchSplit(*setup.adapters, batch_sizes=[order.count(name) for name in setup.adapters])
-            remark = "BatchSplit" + (", rows sorted by adapter" if rows != order else "")
-        else:
-            active = BLOCKS[setup.kind](*setup.adapters)
-        if setup.kind == "average":
-            remark = "another function: its Average adds half of what it should"
-        model = self.model
+        if setup.kind == "mixed":
+            names = setup.rows(len(inputs["input_ids"]))
+            return lambda: self.rows(names, inputs), "BatchSplit, rows sorted by adapter and put back"
+        active: Any = None
+        if setup.kind != "idle":
+            active = BLOCKS.get(setup.kind, Stack)(*setup.adapters)
+        model, skipped = self.model, list(range(setup.drop))
 
         def call() -> torch.Tensor:
             model.adapters_config.active_setup = active
-            model.adapters_config.skip_layers = list(range(setup.drop))
+            model.adapters_config.skip_layers = skipped
             return model(**inputs).last_hidden_state
 
-        return call, remark
+        average = "another function: its Average is not the mean of what its members would change"
+        return call, average if setup.kind == "average" else ""
 
     def add(self, name: str) -> None:
         """As `Crowded.add`."""
@@ -76,14 +69,16 @@ class Hub:
         self.model.load_adapter(str(self.folder / "seq_bn_0"), load_as=name)
 
     def rows(self, names: Sequence[str], inputs: Inputs) -> torch.Tensor:
-        """As `Crowded.rows`: BatchSplit, with the rows of an adapter side by side."""
+        """As `Crowded.rows`: BatchSplit wants the rows of an adapter side by side, so they are sorted and put back."""
         order = sorted(range(len(names)), key=names.__getitem__)
         counts = Counter(names[row] for row in order)
         split = BatchSplit(*counts, batch_sizes=list(counts.values())) if len(counts) > 1 else Stack(names[0])
         self.model.adapters_config.active_setup = split
         self.model.adapters_config.skip_layers = []
+        if order == list(range(len(order))):
+            return self.model(**inputs).last_hidden_state
         places = torch.tensor(order)
-        return self.model(**{key: value[places] for key, value in inputs.items()}).last_hidden_state
+        return self.model(**{key: value[places] for key, value in inputs.items()}).last_hidden_state[places.argsort()]
 
 
 if __name__ == "__main__":

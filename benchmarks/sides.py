@@ -112,11 +112,12 @@ class Sides:
 
 
 def present(names: list[str]) -> list[str]:
-    """The sides whose environments are there; says which are not, and how to make them."""
+    """The sides whose environments the Makefile has finished; says which are missing."""
+    whole = [name for name in names if (PYTHONS[name].parent.parent / ".installed").exists()]
     for name in names:
-        if not PYTHONS[name].exists():
-            print(f"SKIPPED: {name}: there is no {PYTHONS[name].parent.parent.name}; `make bench` tries to build it")
-    return [name for name in names if PYTHONS[name].exists()]
+        if name not in whole:
+            print(f"SKIPPED: {name}: {PYTHONS[name].parent.parent.name} is not built; `make bench-peers` builds it")
+    return whole
 
 
 def write_base(folder: Path, shape: Shape) -> None:

@@ -101,10 +101,13 @@ def test_the_table_of_the_docs_stands_between_its_marks() -> None:
 
 
 def test_pictures_have_a_curve_for_each_side_and_one_for_arithmetic() -> None:
-    rows = [made(name, side, picture="members") for name in ("fuse2", "fuse3") for side in ("graftwork", "adapters")]
+    rows = [made(name, side, picture="members") for name in ("seq_bn", "fuse2", "fuse3") for side in ("graftwork", "adapters")]
     curves = pages.points_of({"curves": rows}, "members")
     assert [(curve.name, curve.dashed) for curve in curves] == [
-        ("Fuse, graftwork", False), ("Fuse, by multiplications", True), ("Fuse, adapters", False)
+        ("Stack, graftwork", False), ("Stack, multiplications", True),
+        ("Fuse, graftwork", False), ("Fuse, multiplications", True),
+        ("Stack, adapters", False), ("Fuse, adapters", False),
     ]  # fmt: skip
-    assert curves[0].points == [(2, pytest.approx(1.03)), (3, pytest.approx(1.03))]
+    assert curves[0].points == [(1, pytest.approx(1.03))]
+    assert curves[2].points == [(2, pytest.approx(1.03)), (3, pytest.approx(1.03))]
     assert pages.points_of({"curves": rows}, "layers") == []
