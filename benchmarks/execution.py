@@ -237,7 +237,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="pairs of calls instead of seconds")
     parser.add_argument("--quick", action="store_true", help="two seconds")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--execution", help="graftwork's executor, where it is not to be the default")
+    parser.add_argument("--execution", default="auto", help="graftwork's executor")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768, help="of the base's stream")
     parser.add_argument("--no-dispatch", action="store_true", help="without the base whose time goes into calls")

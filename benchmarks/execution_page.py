@@ -2,8 +2,8 @@
 
     python benchmarks/execution_page.py [benchmarks/results/execution.json]
 
-The JSON file is the one source. Writes the page and the pictures beside it, and the table between the marks of
-docs/benchmarks.md.
+The JSON file is the one source. Writes the page and the pictures beside it, and what stands between the marks
+of docs/benchmarks.md.
 """
 
 import json
@@ -41,7 +41,7 @@ def page_of(found: dict[str, Any]) -> str:
         *notes(rows),
         *above(found),
     ]
-    drawn = [f"![{title}](execution_{name}.svg)" for name, title in PICTURES.items() if points_of(found, name)]
+    drawn = [f"![{title}]({name})" for name, title in pictures(found)]
     end = f"Measured by\n\n    {found['command']}\n\n{found['conditions']}"
     return "\n\n".join([*parts, *drawn, end]) + "\n"
 
@@ -149,6 +149,11 @@ def _own(profile: dict[str, list[float]], name: str) -> float:
     return profile.get(name, [0.0, 0.0])[1]
 
 
+def pictures(found: dict[str, Any], stem: str = "execution") -> list[tuple[str, str]]:
+    """File and title of each picture that a run has points for."""
+    return [(f"{stem}_{name}.svg", title) for name, title in PICTURES.items() if points_of(found, name)]
+
+
 def points_of(found: dict[str, Any], picture: str) -> list[Curve]:
     """The curves of a picture; none where its setups were not measured."""
     rows = [row for row in found.get("curves", []) if row["picture"] == picture]
@@ -177,7 +182,7 @@ def across(row: Row, picture: str) -> int:
 
 
 def write_all(results: Path = RESULTS, docs: Path | None = DOCS) -> None:
-    """Write the page and the pictures beside the results, and the table of the docs."""
+    """Write the page and the pictures beside the results, and the block of the docs."""
     found = json.loads(results.read_text("utf8"))
     write(results.with_suffix(".md"), page_of(found))
     axes = {"members": "members", "adapters": "different adapters", "layers": "lowest layers without adapters"}
@@ -186,8 +191,8 @@ def write_all(results: Path = RESULTS, docs: Path | None = DOCS) -> None:
             file = results.with_name(f"{results.stem}_{name}.svg")
             print(draw(file, title, axes[name], "time / base", curves) or f"wrote {file.name}")
     if docs is not None:
-        text = docs.read_text("utf8")
-        write(docs, with_table(text, main_table(chosen(found["rows"]))))
+        shown = [f"![{title}](../benchmarks/results/{name})" for name, title in pictures(found, results.stem)]
+        write(docs, with_block(docs.read_text("utf8"), "\n\n".join([main_table(chosen(found["rows"])), *shown])))
 
 
 def chosen(rows: Sequence[Row]) -> list[Row]:
@@ -195,8 +200,8 @@ def chosen(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["dtype"] == "float32" and row["setup"] != "base"]
 
 
-def with_table(text: str, new: str) -> str:
-    """A page with another table between its marks. Raises ValueError for a page without them."""
+def with_block(text: str, new: str) -> str:
+    """A page with something new between its marks. Raises ValueError for a page without them."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

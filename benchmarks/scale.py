@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="for a side to reach each count")
     parser.add_argument("--rounds", type=int, help="calls of each")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--execution", help="graftwork's executor, where it is not to be the default")
+    parser.add_argument("--execution", default="auto", help="graftwork's executor")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--width", type=int)
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -95,13 +95,34 @@ def test_the_page_says_what_was_promised_and_what_was_not_kept() -> None:
 
 def test_the_table_of_the_docs_stands_between_its_marks() -> None:
     page = f"a\n\n{pages.BEGIN}\nold\n{pages.END}\n\nb\n"
-    assert pages.with_table(page, "new") == f"a\n\n{pages.BEGIN}\n\nnew\n\n{pages.END}\n\nb\n"
+    assert pages.with_block(page, "new") == f"a\n\n{pages.BEGIN}\n\nnew\n\n{pages.END}\n\nb\n"
     with pytest.raises(ValueError, match="the page has no"):
-        pages.with_table("a", "new")
+        pages.with_block("a", "new")
+
+
+def test_results_become_a_page_pictures_and_the_block_of_the_docs(tmp_path: Path) -> None:
+    results, docs = tmp_path / "execution.json", tmp_path / "benchmarks.md"
+    curves = [made(name, picture="members") for name in ("fuse2", "fuse3")]
+    found = {"rows": [made("seq_bn", ratio=1.015)], "curves": curves, "command": "python x", "conditions": "M."}
+    results.write_text(json.dumps(found), "utf8")
+    docs.write_text(f"Before.\n{pages.BEGIN}{pages.END}\nAfter.\n", "utf8")
+    pages.write_all(results, docs)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "execution.json", "execution.md", "execution_members.svg", "benchmarks.md"
+    }  # fmt: skip
+    assert "(execution_members.svg)" in (tmp_path / "execution.md").read_text("utf8")
+    block = docs.read_text("utf8")
+    assert "1.015 (1.010–1.020)" in block
+    assert "(../benchmarks/results/execution_members.svg)" in block
+    assert block.endswith("After.\n")
 
 
 def test_pictures_have_a_curve_for_each_side_and_one_for_arithmetic() -> None:
-    rows = [made(name, side, picture="members") for name in ("seq_bn", "fuse2", "fuse3") for side in ("graftwork", "adapters")]
+    rows = [
+        made(name, side, picture="members")
+        for name in ("seq_bn", "fuse2", "fuse3")
+        for side in ("graftwork", "adapters")
+    ]
     curves = pages.points_of({"curves": rows}, "members")
     assert [(curve.name, curve.dashed) for curve in curves] == [
         ("Stack, graftwork", False), ("Stack, multiplications", True),
