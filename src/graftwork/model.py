@@ -23,13 +23,14 @@ from graftwork.compose import vocabulary
 from graftwork.compose.answer import head_of
 from graftwork.compose.blend import average_adapter, average_head
 from graftwork.compose.claims import check_free, check_unfused
+from graftwork.compose.compiled import compile_trunk
 from graftwork.compose.eject import eject_prefixes
 from graftwork.compose.forward import Asks, forward, headless
 from graftwork.compose.grammar import as_composition, as_fuse
 from graftwork.compose.inputs import SPOKEN_OF, check_extra, for_heads, shape_of
 from graftwork.compose.lower import Lanes
 from graftwork.compose.merge import merge_adapter, reset_adapter
-from graftwork.compose.methods import adds, asks, changes
+from graftwork.compose.methods import adds, asks, changes, plans
 from graftwork.compose.parts import Parts
 from graftwork.compose.plan import NO_HEAD, Plan, Planner
 from graftwork.compose.prune import fusion_attention, prune_fusion
@@ -192,6 +193,7 @@ class AdapterModel(nn.Module):
     average_head = changes(average_head)
     merge_adapter = changes(merge_adapter)
     reset_adapter = changes(reset_adapter)
+    compile = plans(compile_trunk)
     fusion_attention = asks(fusion_attention)
     prune_fusion = asks(prune_fusion)
     add_embeddings = asks(vocabulary.add_embeddings)

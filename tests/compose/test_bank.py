@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch import nn
 
 from graftwork.compose.bank import Bank, Lease
-from graftwork.compose.bank_product import Routing
 from graftwork.compose.bank_slab import Unbankable, slot_weights, structure, width_class
+from graftwork.compose.bank_slots import Routing
 from graftwork.compose.plain import Plain
 from graftwork.core.site import NO_DELTA, Reading
 from graftwork.errors import RoutingError

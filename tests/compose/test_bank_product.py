@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graftwork.compose import bank_product
-from graftwork.compose.bank_product import BACKENDS, Call, Routing, chosen, possible, product
+from graftwork.compose.bank_product import BACKENDS, Call, chosen, possible, product
+from graftwork.compose.bank_slots import Routing
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2e-2}  # relative to the largest number
 ROUTINGS = st.lists(st.integers(0, 6), min_size=1, max_size=9) | st.integers(1, 3).map(lambda s: list(range(s, s + 4)))

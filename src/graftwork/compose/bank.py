@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from graftwork.compose.bank_slab import Slab, Structure
+from graftwork.compose.bank_slab import Slab, Structure, slot_weights
 from graftwork.compose.plain import Plain
 from graftwork.compose.wide import Wide
 from graftwork.errors import RoutingError
@@ -74,6 +74,12 @@ class Bank:
         return self.slots - 1 - len(self._free)
 
     @property
+    def device(self) -> torch.device:
+        """Where its first slab is."""
+        weights = (slot_weights(slab.node)[0] for slab in self.slabs if slab is not None)
+        return next(weights).device
+
+    @property
     def nbytes(self) -> int:
         """Of all slabs."""
         return sum(slab.nbytes for slab in self.slabs if slab is not None)
@@ -97,7 +103,7 @@ class Bank:
         """Give a unit that fits a free slot, and make more where there is none."""
         with torch.no_grad(), torch.inference_mode(False):  # slabs outlive the call that needs them first
             if not self._free:
-                self._grow()
+                self._grow(2 * self.slots)
             slot = self._free.popleft()
             for site, node in enumerate(unit):
                 slab = self.slabs[site]
@@ -123,8 +129,14 @@ class Bank:
             if generation % 2:
                 slab.clear(slot)
 
-    def _grow(self) -> None:
-        old, new = self.slots, 2 * self.slots
+    def reserve(self, slots: int) -> None:
+        """Have room for that many units; nothing where there is."""
+        if slots >= self.slots:
+            with torch.no_grad(), torch.inference_mode(False):
+                self._grow(1 + slots)
+
+    def _grow(self, new: int) -> None:
+        old = self.slots
         for slab in self.slabs:
             if slab is not None:
                 slab.grow(new)

@@ -16,87 +16,19 @@ what other items do never changes its bits. Knows nothing of adapters and sites.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import groupby
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Run: TypeAlias = tuple[int, int, int]  # (slot, first item, last item + 1)
+from graftwork.compose.bank_slots import Routing, Traced
+
 _ROUNDS = 3  # of a measurement; the quickest counts
 _COPY_LIMIT = 2**28  # bytes of weights that `gather` may copy
 _ALIGNED = 16  # bytes: the strides of a grouped product
-
-
-@dataclass(frozen=True, eq=False)
-class Routing:
-    """The slot of each of n items, which lie side by side; what backends need of it is made once."""
-
-    slots: tuple[int, ...]
-    _placed: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
-    _views: dict[tuple[int, torch.Size], list[Tensor]] = field(default_factory=dict, repr=False)
-    ways: dict[object, "Backend"] = field(default_factory=dict, repr=False)  # kind of call -> what does it
-
-    def on(self, device: torch.device) -> Tensor:
-        """The slots as a tensor, (n,)."""
-        if device not in self._placed:
-            self._placed[device] = torch.tensor(self.slots, device=device)
-        return self._placed[device]
-
-    @cached_property
-    def runs(self) -> tuple[Run, ...]:
-        """Items side by side that share a slot."""
-        return _runs(self.slots)
-
-    @cached_property
-    def consecutive(self) -> bool:
-        """Whether the slots are s, s + 1, s + 2, …"""
-        return self.slots == tuple(range(self.slots[0], self.slots[0] + len(self.slots)))
-
-    @cached_property
-    def distinct(self) -> int:
-        """How many slots there are."""
-        return len(set(self.slots))
-
-    @cached_property
-    def idle(self) -> bool:
-        """Whether some items have nothing to run: their slot is 0."""
-        return 0 in self.slots
-
-    @cached_property
-    def ordered(self) -> "tuple[Routing, Tensor, Tensor]":
-        """The items in the order of their slots, the indices (n,) that put them there, and those that put them back."""
-        order = sorted(range(len(self.slots)), key=self.slots.__getitem__)
-        there = torch.tensor(order)
-        return Routing(tuple(self.slots[item] for item in order)), there, there.argsort()
-
-    def views(self, weight: Tensor) -> list[Tensor]:
-        """The matrix or bias of each run."""
-        key = weight.data_ptr(), weight.shape  # a slab that has grown lies elsewhere
-        if key not in self._views:
-            self._views[key] = [weight[slot] for slot, _, _ in self.runs]
-        return self._views[key]
-
-    def only_used(self, change: Tensor | None) -> Tensor | None:
-        """A change (B, T, D) without what came of items that have nothing to run."""
-        if change is None:
-            return None
-        used = (self.on(change.device) > 0).view(-1, 1, 1)
-        items = change.view(len(self.slots), -1, change.shape[-1])
-        return torch.where(used, items, 0.0).view(change.shape)
-
-
-def _runs(slots: Sequence[int]) -> tuple[Run, ...]:
-    runs, start = [], 0
-    for slot, items in groupby(slots):
-        stop = start + len(list(items))
-        runs.append((slot, start, stop))
-        start = stop
-    return tuple(runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +50,10 @@ class Call:
 Backend: TypeAlias = Callable[[Call], Tensor]
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, routing: Routing) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, routing: Routing | Traced) -> Tensor:
     """x·W[slot] + (b[slot] or what it is added to), (N, O), by the way that is fastest here."""
+    if isinstance(routing, Traced):
+        return _traced(x, weight, bias, onto, routing.slots)
     call = Call(x, weight, bias, onto, routing)
     if torch.is_grad_enabled() and (x.requires_grad or (onto is not None and onto.requires_grad)):
         return gather(call)
@@ -128,6 +62,25 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None,
     if way is None:
         way = routing.ways[kind] = BACKENDS[chosen(call)]
     return way(call)
+
+
+@torch.library.custom_op("graftwork::slot_product", mutates_args=())
+def slot_product(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, slots: Tensor) -> Tensor:
+    """`product` as one operation of a compiled graph: where slots can be looked at, on a CPU, nothing is copied."""
+    return product(x, weight, bias, onto, Routing(tuple(slots.tolist())))
+
+
+@slot_product.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, slots: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[2])
+
+
+def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, slots: Tensor) -> Tensor:
+    if x.device.type == "cpu":
+        return cast(Tensor, slot_product(x, weight, bias, onto, slots))
+    chosen = weight.index_select(0, slots)
+    start = None if bias is None else bias.index_select(0, slots)
+    return _batched(x, chosen, start, onto)
 
 
 def loop(call: Call) -> Tensor:
@@ -191,24 +144,25 @@ def view(call: Call) -> Tensor:
     """One batched product on a view of the slab; for consecutive slots."""
     first, count = call.routing.slots[0], len(call.routing.slots)
     chosen = slice(first, first + count)
-    return _batched(call, call.weight[chosen], None if call.bias is None else call.bias[chosen])
+    return _batched(call.x, call.weight[chosen], None if call.bias is None else call.bias[chosen], call.onto)
 
 
 def gather(call: Call) -> Tensor:
     """One batched product with a copy of the weights for each item."""
     slots = call.routing.on(call.x.device)
     bias = None if call.bias is None else call.bias.index_select(0, slots)
-    return _batched(call, call.weight.index_select(0, slots), bias)
+    return _batched(call.x, call.weight.index_select(0, slots), bias, call.onto)
 
 
-def _batched(call: Call, weight: Tensor, bias: Tensor | None) -> Tensor:
-    count, wide = len(weight), weight.shape[2]
-    x = call.x.view(count, call.per, -1)
-    if call.onto is not None:
-        return torch.baddbmm(call.onto.view(count, call.per, wide), x, weight).view(-1, wide)
+def _batched(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None) -> Tensor:
+    """The products of n items with a matrix each, (n, I, O), and a bias each, (n, O)."""
+    count, wide = weight.shape[0], weight.shape[2]
+    items = x.view(count, -1, x.shape[1])
+    if onto is not None:
+        return torch.baddbmm(onto.view(count, -1, wide), items, weight).view(-1, wide)
     if bias is not None:
-        return torch.baddbmm(bias.unsqueeze(1), x, weight).view(-1, wide)
-    return torch.bmm(x, weight).view(-1, wide)
+        return torch.baddbmm(bias.unsqueeze(1), items, weight).view(-1, wide)
+    return torch.bmm(items, weight).view(-1, wide)
 
 
 BACKENDS: dict[str, Backend] = {

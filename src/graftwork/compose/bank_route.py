@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from graftwork.compose.bank import Bank, Lease
-from graftwork.compose.bank_product import Routing
+from graftwork.compose.bank_slots import Routing, Traced
 from graftwork.compose.banks import Banks, Seated
 from graftwork.compose.lower import Lane, runs_of
 from graftwork.core.site import NO_DELTA, Delta, Reading, narrow
@@ -23,7 +23,8 @@ from graftwork.core.site import NO_DELTA, Delta, Reading, narrow
 class Pass:
     """One level in one bank. rows: those that take part, (n,), or None for all. tokens: T where items are tokens.
 
-    leases: keep the slots as they are while this is held.
+    leases: keep the slots as they are while this is held. dense: the slots of all rows or tokens, (B,) or (B·T,), which
+    a compiled graph takes as data.
     """
 
     bank: Bank
@@ -31,6 +32,7 @@ class Pass:
     routing: Routing
     tokens: int | None
     leases: tuple[Lease, ...]
+    dense: Tensor
     _placed: dict[object, Tensor] = field(default_factory=dict, repr=False)
     _repeated: dict[int, Routing] = field(default_factory=dict, repr=False)
 
@@ -39,6 +41,8 @@ class Pass:
         slab = self.bank.slabs[site]
         if slab is None:
             return before
+        if torch.compiler.is_compiling():
+            return before.plus(slab(reading, before, self._traced(copies)))
         if self.rows is None:
             return before.plus(slab(reading, before, self._items(copies)))
         rows = self._rows_on(reading.output.device, copies)
@@ -48,6 +52,13 @@ class Pass:
             _added(before.before, change.before, rows, reading.output),
             _added(before.after, change.after, rows, reading.output),
         )
+
+    def _traced(self, copies: int) -> Traced:
+        """The slot of every row, or token of the batch, 0 for those that take no part."""
+        if copies == 1:
+            return Traced(self.dense)
+        tokens = self.tokens or 1
+        return Traced(self.dense.view(-1, 1, tokens).expand(-1, copies, tokens).reshape(-1))
 
     def _rows_on(self, device: torch.device, copies: int) -> Tensor:
         key = device, copies
@@ -122,7 +133,7 @@ def seat(lanes: Sequence[Lane], banks: Banks, skipped: frozenset[int]) -> Seatin
         if runs is not None:
             placed[number] = runs
     seats = {id(one): one for runs in known.values() for _, levels in runs or () for one in levels}
-    passes = _passes(placed, len(lanes))
+    passes = _passes(placed, len(lanes), banks.banks)
     others = tuple(number for number in range(len(lanes)) if number not in placed)
     return Seating(Banked(passes, skipped) if passes else None, others, tuple(seats.values()))
 
@@ -137,7 +148,7 @@ def _seated(tree: object, banks: Banks) -> _Runs | None:
     return runs
 
 
-def _passes(placed: Mapping[int, _Runs], lanes: int) -> tuple[Pass, ...]:
+def _passes(placed: Mapping[int, _Runs], lanes: int, banks: Sequence[Bank]) -> tuple[Pass, ...]:
     made: list[Pass] = []
     depth = max((len(levels) for runs in placed.values() for _, levels in runs), default=0)
     for level in range(depth):
@@ -152,8 +163,9 @@ def _passes(placed: Mapping[int, _Runs], lanes: int) -> tuple[Pass, ...]:
                 else:
                     tokens = [lease for length, lease in own for _ in range(length or 0)]
                     split.setdefault(bank, {})[lane] = tokens
-        made += [_of_rows(bank, leases, lanes) for bank, leases in whole.items()]
-        made += [_of_tokens(bank, leases, lanes) for bank, leases in split.items()]
+        # in the order of the banks, whatever that of the rows is: one program for all of them
+        made += [_of_rows(bank, whole[bank], lanes) for bank in banks if bank in whole]
+        made += [_of_tokens(bank, split[bank], lanes) for bank in banks if bank in split]
     return tuple(made)
 
 
@@ -163,11 +175,18 @@ def _of_rows(bank: Bank, leases: Mapping[int, Lease], lanes: int) -> Pass:
         order.sort(key=lambda lane: leases[lane].slot)
     routing = Routing(tuple(leases[lane].slot for lane in order))
     rows = None if len(order) == lanes else torch.tensor(order)
-    return Pass(bank, rows, routing, None, tuple(dict.fromkeys(leases.values())))
+    return Pass(bank, rows, routing, None, tuple(dict.fromkeys(leases.values())), _dense(bank, order, routing, lanes))
 
 
 def _of_tokens(bank: Bank, leases: Mapping[int, Sequence[Lease | None]], lanes: int) -> Pass:
     slots = tuple(0 if lease is None else lease.slot for own in leases.values() for lease in own)
     rows = None if len(leases) == lanes else torch.tensor(list(leases))
     held = tuple(dict.fromkeys(lease for own in leases.values() for lease in own if lease is not None))
-    return Pass(bank, rows, Routing(slots), len(next(iter(leases.values()))), held)
+    routing, tokens = Routing(slots), len(next(iter(leases.values())))
+    return Pass(bank, rows, routing, tokens, held, _dense(bank, list(leases), routing, lanes))
+
+
+def _dense(bank: Bank, rows: list[int], routing: Routing, lanes: int) -> Tensor:
+    whole = torch.zeros(lanes, len(routing.slots) // len(rows), dtype=torch.long)
+    whole[torch.tensor(rows)] = torch.tensor(routing.slots).view(len(rows), -1)
+    return whole.flatten().to(bank.device)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from graftwork.compose.bank_product import Routing, product
+from graftwork.compose.bank_product import product
+from graftwork.compose.bank_slots import Routing, Traced
 from graftwork.compose.plain import Plain
 from graftwork.compose.reference import Node
 from graftwork.compose.run import Run, check_norm
@@ -71,7 +72,7 @@ class _Routed(Run):
 
     __slots__ = ("routing",)
 
-    def __init__(self, reading: Reading, delta: Delta, dtype: torch.dtype, routing: Routing) -> None:
+    def __init__(self, reading: Reading, delta: Delta, dtype: torch.dtype, routing: Routing | Traced) -> None:
         super().__init__(reading, delta, dtype)
         self.routing = routing
 
@@ -169,7 +170,7 @@ class Slab:
 
         self.node = _with(self.node, grown)
 
-    def __call__(self, reading: Reading, delta: Delta, routing: Routing) -> Delta:
+    def __call__(self, reading: Reading, delta: Delta, routing: Routing | Traced) -> Delta:
         """What the items of a reading change, each by the weights in its slot. RoutingError as `Wide`."""
         node = self.node
         check_norm(reading, node.normed)
@@ -181,7 +182,7 @@ class Slab:
         return Delta(routing.only_used(change.before), routing.only_used(change.after))
 
 
-def _plain(node: Plain, reading: Reading, delta: Delta, routing: Routing) -> Delta:
+def _plain(node: Plain, reading: Reading, delta: Delta, routing: Routing | Traced) -> Delta:
     (down, start), (up, constant) = node.down, node.up
     x, out = node.read(reading, delta), reading.output.dtype
     flat = x.reshape(-1, x.shape[-1])

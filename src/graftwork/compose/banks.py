@@ -46,6 +46,12 @@ class Banks:
         self._seated: OrderedDict[Composition, Seated] = OrderedDict()
         self.refused: dict[Composition, str] = {}  # what has no slot, and why
 
+    def reserve(self, slots: int) -> None:
+        """Have room for that many units in every bank, those to come included."""
+        self.slots = max(slots, self.slots)
+        for bank in self.banks:
+            bank.reserve(slots)
+
     def levels(self, tree: Composition) -> tuple[Seated, ...] | None:
         """The units of a row in the order in which they run; None where one of them has no slot."""
         found = []

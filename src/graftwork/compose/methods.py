@@ -3,6 +3,7 @@
 add_tagging_head = adds(heads_hub.tagging)            asked(facts, …) -> the head to add
 merge_adapter = changes(merge_adapter)                asked(parts, backbone, …) -> the setup to make active, or None
 add_embeddings = asks(add_embeddings)                 asked(parts, backbone, …) -> what the method returns
+compile = plans(compile_trunk)                        asked(planner, backbone, …) -> what the method returns
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from inspect import Parameter, signature
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from graftwork.compose.parts import Parts
+from graftwork.compose.plan import Planner
 from graftwork.core.backbone import Backbone
 from graftwork.core.heads_facts import Asked, HeadFacts, facts_of
 
@@ -45,6 +47,15 @@ def asks(asked: Callable[Concatenate[Parts, Backbone, _P], _R]) -> Callable[Conc
 
     def method(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         return asked(self.parts, self.backbone, *args, **kwargs)
+
+    return _signed(method, asked, ("self",), 2)
+
+
+def plans(asked: Callable[Concatenate[Planner, Backbone, _P], _R]) -> Callable[Concatenate[Any, _P], _R]:
+    """A method that returns what a function of planner and base returns."""
+
+    def method(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return asked(self._planner, self.backbone, *args, **kwargs)
 
     return _signed(method, asked, ("self",), 2)
 

@@ -198,6 +198,11 @@ class Planner:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["parts"], state["normed"], state["execution"], state["depths"])  # type: ignore[misc]
 
+    def reserve(self, slots: int) -> None:
+        """Make room for that many adapters in every bank, now and to come."""
+        with self._turn:
+            self.executors.banks.reserve(slots)
+
     def forget(self, name: str | None = None) -> None:
         """Drop what was made with the adapter, fusion or head of that name, which was added, replaced or removed.
 

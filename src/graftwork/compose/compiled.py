@@ -1,0 +1,36 @@
+"""torch.compile for the frozen trunk: one graph for every routing of a batch.
+
+A graph is traced for a *program shape*: the levels of the rows, the banks that they are in (kinds of units, members,
+width classes), rows and tokens. Which adapter a row runs is a number in a tensor, and its weights lie in a slab; both
+are data. So another routing, another adapter in a slot, or rows without one run the same graph. What has no slot is
+traced with its weights as they are, once for each such composition.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from graftwork.compose.plan import Planner
+from graftwork.core.backbone import Backbone
+
+
+def compile_trunk(
+    planner: Planner,
+    backbone: Backbone,
+    *,
+    slots: int = 64,
+    backend: str | Callable[..., Any] = "inductor",
+    mode: str | None = None,
+    dynamic: bool | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Compile the frozen trunk, without breaks in its graph; planning and heads stay as they are.
+
+    With `execution` "banked" a graph serves every batch of its program shape; with "auto" batches of one composition
+    have graphs of their own. slots: how many adapters a bank has room for; one that must grow later is traced again.
+    The others are those of torch.compile; `mode="reduce-overhead"` asks for CUDA graphs. Call it when the adapters of
+    every *kind* have been added: hooks that an adapter of a new kind needs are traced once more.
+    """
+    planner.reserve(slots)
+    backbone.trunk.compile(
+        fullgraph=True, backend=backend, mode=mode, dynamic=dynamic, options=None if options is None else dict(options)
+    )
