@@ -28,6 +28,8 @@ from graftwork.registry.package import read as read_package
 from graftwork.registry.store import Registry
 from graftwork.serve.engine import Engine
 from graftwork.serve.limits import Limits
+from graftwork.serve.pruning import Pruned
+from graftwork.serve.pruning import prune as prune_fusion
 from graftwork.serve.server import serve as serve_engine
 from graftwork.train.data import read_split
 from graftwork.train.outcome import TrainResult
@@ -181,6 +183,16 @@ def evaluate(engine: Engine, adapters: str | None, file: str, *, head: str | Non
     if failed:
         raise DataError([*failed[:20], *([f"and {len(failed) - 20} more"] if len(failed) > 20 else [])])
     return Evaluation(str(answers[0]["adapters"]), task.main_score, task.score(answers, rows), answers)
+
+
+def prune(engine: Engine, fusion: str, file: str, keep: int = 2, name: str | None = None) -> tuple[str, Pruned]:
+    """Prune a fusion by its attention over a file of rows, and store it; `name@version`, and what was done. UserErrors.
+
+    name: left out, `<fusion>-<keep>`.
+    """
+    task = engine.task(fusion)
+    made = prune_fusion(engine, fusion, read_split(_file(file), "train", task.kind), keep, name)
+    return engine.registry.push(made.package, made.package.manifest.name), made
 
 
 def predict(

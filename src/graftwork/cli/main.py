@@ -19,6 +19,7 @@ from graftwork.errors import GraftworkError, UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("graftwork.cli.train", "Train an adapter from a recipe and write it as a package."),
     "evaluate": ("graftwork.cli.evaluate", "Score a package or a composition on a file of rows."),
+    "prune": ("graftwork.cli.prune", "Keep the members that a fusion attends to most, layer by layer."),
     "predict": ("graftwork.cli.predict", "Answer rows from a file, an argument or standard input."),
     "serve": ("graftwork.cli.serve", "Serve every package of the registry over HTTP."),
     "registry": ("graftwork.cli.registry", "List, show, push, pull, import, export, alias and verify packages."),

@@ -29,6 +29,7 @@ from graftwork.recipe import ModelSection
 from graftwork.registry.store import Registry
 from graftwork.saying import said
 from graftwork.serve.batches import apart, batches, texts_of, waves
+from graftwork.serve.catalog import Found
 from graftwork.serve.outcomes import Outcome, failure
 from graftwork.serve.planner import PlannedRow, Planner, Unit
 from graftwork.serve.pool import Pool
@@ -89,6 +90,27 @@ class Engine:
     def task(self, adapters: Any, head: str | None = None) -> Task:
         """The task that answers rows with this composition and head. Raises what would be the error of such a row."""
         return self._planner.task(adapters, head)
+
+    @contextmanager
+    def holding(self, name: str) -> Iterator[Found]:
+        """Have a package in the model, by the `name` of what is found, as long as the block lasts.
+
+        Raises NotFound, PackageError, Conflict.
+        """
+        found = self._planner.find(name)
+        self.pool.acquire(found)
+        try:
+            yield found
+        finally:
+            self.pool.release(found)
+
+    def inputs(self, rows: Sequence[Mapping[str, Any]], task: Task) -> list[dict[str, torch.Tensor]]:
+        """What the model is given for the contents of rows of a task, in batches. Raises DataError, InputTooLong."""
+        encoded = [self._planner.encode(row, task) for row in rows]
+        texts = [text for _, row in encoded for text in row.rows]
+        size, device = self._max_rows, self.model.device
+        made = [encoded[0][0].pad(texts[start : start + size]) for start in range(0, len(texts), size)]
+        return [{key: value.to(device) for key, value in one.items() if key != "word_starts"} for one in made]
 
     def answer(self, rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
         """One outcome per row, in order: {"label", ..., "adapters", "head"}, or {"error": {"code", "message"}}.

@@ -95,6 +95,10 @@ class Planner:
         catalog = Catalog(self._registry, self._vocabulary)
         return task_of(head_of(catalog.resolve(read_adapters(adapters)), head, catalog))
 
+    def find(self, name: str) -> Found:
+        """A package of the registry by name, name@3 or name@alias. Raises NotFound, PackageError, Conflict."""
+        return Catalog(self._registry, self._vocabulary).find(name)
+
     def _row(self, row: Any, catalog: Catalog) -> PlannedRow:
         try:
             check_row(row)
@@ -110,14 +114,15 @@ class Planner:
             head = head_of(tree, row.get("head"), catalog)
             task = task_of(head)
             packages = tuple(dict.fromkeys((*catalog.packages(tree), *head.closure)))
-            encoder, encoded = self._encode(row, task)
+            encoder, encoded = self.encode(row, task)
             tokens = covered(tree, [len(text.input_ids) for text in encoded.rows])
         except Exception as error:
             return failure(error, self._registry.root)
         new = min(row.get("max_new_tokens") or encoder.max_length, encoder.max_length) if task.speaks else 0
         return Unit(tree, head.name, task, encoded, encoder, packages, tokens, new)
 
-    def _encode(self, row: Mapping[str, Any], task: Task) -> tuple[Encoder, Encoded]:
+    def encode(self, row: Mapping[str, Any], task: Task) -> tuple[Encoder, Encoded]:
+        """The contents of a row as a task reads them, and what encoded them. Raises DataError, InputTooLong."""
         given = {key: row[key] for key in CONTENTS if row.get(key) is not None}
         if "text_pair" in given and task.kind not in READS_PAIRS:
             raise DataError(

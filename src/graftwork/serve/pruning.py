@@ -1,0 +1,63 @@
+"""A fusion of the registry pruned by its attention over a file of rows, as a package: see `compose/prune.py`.
+
+The rows are read as the fusion's task reads them; what they are labelled does not matter.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graftwork.build import package_task
+from graftwork.compose.prune import FusionAttention
+from graftwork.errors import UserError
+from graftwork.packing import Provenance
+from graftwork.registry.package import Package
+from graftwork.serve.engine import Engine
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned fusion, and the attention that it was pruned by."""
+
+    package: Package
+    attention: FusionAttention
+    kept: Mapping[str, tuple[int, ...]]
+
+
+def prune(
+    engine: Engine, reference: str, rows: Sequence[Mapping[str, Any]], keep: int, name: str | None = None
+) -> Pruned:
+    """Keep the most attended members of a fusion at each site. name: left out, `<fusion>-<keep>`.
+
+    The engine must not answer meanwhile; it is left as it was. The package says in `training` what it was pruned from;
+    scores are not taken over. Raises UserError for what is no fusion or without rows, DataError for rows that the task
+    cannot read, AdapterError for a number of members.
+    """
+    with engine.holding(reference) as found:
+        if found.fuse is None:
+            raise UserError(f"{found.name} is not a fusion, it is a {found.manifest.role} package")
+        task = package_task(found.manifest)
+        model, whole = engine.model, found.manifest
+        attention = model.fusion_attention(found.name, engine.inputs(rows, task))
+        made = model.prune_fusion(attention, keep, name=name or f"{whole.name}-{keep}".replace(",", "-"))
+        said = {"from": found.name, "digest": found.digest, "keep": keep, "tokens": attention.tokens}
+        try:
+            package = model.package(
+                made,
+                provenance=Provenance(
+                    task=whole.task,
+                    vocabulary=whole.vocabulary,
+                    composition=whole.composition,
+                    members=whole.members,
+                    data=whole.data,
+                    training={**whole.training, "pruned": said},
+                    description=whole.description,
+                    licence=whole.licence,
+                ),
+            )
+            kept = dict(model.parts.fusion_records[made].kept)
+        finally:
+            model.delete_adapter_fusion(made)
+            if made in model.parts.head_configs:
+                model.delete_head(made)
+    return Pruned(package, attention, kept)
