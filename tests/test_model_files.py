@@ -50,7 +50,8 @@ def test_every_named_configuration_comes_back(config: str, family: str, tmp_path
     other = AdapterModel(tiny.model(family))
     other.load_adapter(tmp_path / "a")
     given = tiny.inputs(family)
-    assert torch.equal(last(other(**given, adapters="a")), last(model(**given, adapters="a")))
+    with torch.no_grad():  # both folded: what may learn would run by the reference, which rounds otherwise
+        assert torch.equal(last(other(**given, adapters="a")), last(model(**given, adapters="a")))
     assert other.parts.adapter_configs == model.parts.adapter_configs
     assert not torch.equal(last(other(**given, adapters="a")), last(other(**given)))
 
@@ -101,7 +102,8 @@ def test_a_fusion_comes_back_over_its_members(
     here = other.load_adapter_fusion(tmp_path / "fusion", load_as=load_as, set_active=True)
     assert here == (load_as or name)
     assert other.active_adapters == Fuse("a", "b", name=load_as or label)
-    assert torch.equal(other(**GIVEN).logits, model(**GIVEN, adapters=fuse).logits)
+    with torch.no_grad():
+        assert torch.equal(other(**GIVEN).logits, model(**GIVEN, adapters=fuse).logits)
     again = other.save_adapter_fusion(tmp_path / "again", here)
     third = fresh()
     for member in "ab":

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from graftwork.compose.fold import Kept, fold
+from graftwork.compose.fold import TOLERANCES, Kept, fold
 from graftwork.compose.grammar import parse
 from graftwork.compose.reference import bind
 from graftwork.core.adapter import Ground
@@ -14,7 +14,7 @@ from graftwork.core.bottleneck import BottleneckConfig
 from graftwork.core.kinds import read_config
 from graftwork.core.phm import SharedPHM
 from graftwork.core.site import NO_DELTA
-from tests.compose.test_fold import SITE, TOLERANCES, WIDTH, Zoo, check, off, reading, zoo
+from tests.compose.test_fold import SITE, WIDTH, Zoo, check, off, reading, zoo
 from tests.rig import randomise
 
 COMPACTERS = (

@@ -45,8 +45,9 @@ def test_a_reloaded_adapter_is_never_another_method(config: str, load_as: str | 
     other = AdapterModel(tiny.model("bert")).eval()
     name = other.load_adapter(tmp_path / "a", load_as=load_as)
     assert other.parts.adapter_configs[name] == model.parts.adapter_configs["a"]
-    expected = last(model(**given, adapters="a"))
-    assert torch.equal(last(other(**given, adapters=name)), expected)
+    with torch.no_grad():  # both folded: what may learn would run by the reference, which rounds otherwise
+        expected = last(model(**given, adapters="a"))
+        assert torch.equal(last(other(**given, adapters=name)), expected)
     assert expected.shape != last(model(**given)).shape or not torch.equal(expected, last(model(**given)))
     assert not os.path.exists(tmp_path / "a" / "adapter_config.json")  # PEFT would make transformers fail on it
 

@@ -83,7 +83,7 @@ class Executors:
     """
 
     def __init__(
-        self, parts: Parts, normed: Sequence[bool | None], depths: Sequence[int], execution: str = "reference"
+        self, parts: Parts, normed: Sequence[bool | None], depths: Sequence[int], execution: str = "auto"
     ) -> None:
         self._parts = parts
         self.normed, self.depths = tuple(normed), tuple(depths)
@@ -183,7 +183,7 @@ class Executors:
         if old is not None and not any(one.stale for one in old.folds):
             return old
         if manner == "folded":
-            folds = [fold(tree, site, self._parts, normed=normed) for site, normed in enumerate(self.normed)]
+            folds = [fold(tree, site, self._parts, normed=normed, own=True) for site, normed in enumerate(self.normed)]
             nodes = tuple(None if one is None else one.node for one in folds)
             made = Made(tree, manner, nodes, tuple(one for one in folds if one is not None))
         else:

@@ -13,7 +13,8 @@ Scaling, biases and gates (one number a row) stay in bottleneck space. What woul
 reference, block by block, and the plan says why: norms of an adapter's own, a fusion that adds the residual to its
 values, a fusion of members that move the stream, members in different dtypes.
 
-Folded weights are a snapshot, built in float64 and cast, never saved. `Folded.stale` says when to fold again.
+Folded weights are a snapshot, built in float64 and cast, never saved; a single adapter that needs no other weights runs
+on its own. `Folded.stale` says when to fold again.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,9 +25,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from graftwork.compose.formula import Formula, Normed, Symbolic, Unfoldable
+from graftwork.compose.formula import Formula, Leaf, Normed, Symbolic, Unfoldable
 from graftwork.compose.layout import lay_out
-from graftwork.compose.plain import Plain
+from graftwork.compose.plain import Plain, owned
 from graftwork.compose.reference import Modules, Node, bind
 from graftwork.compose.tree import Average, Composition, Fuse, Stack, fusions, leaves, show
 from graftwork.compose.watch import Watch, parameters
@@ -35,6 +36,10 @@ from graftwork.core.adapter import Adapter
 from graftwork.core.bottleneck import Bottleneck
 from graftwork.core.fusion import Fusion
 from graftwork.core.phm import PHM
+
+# the largest difference between an executor and the reference, relative to the largest number of a change; the
+# reference itself, run in bfloat16, is off by as much
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.06}
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class FoldPlan:
     """What folding one composition at one site came to: plain data.
 
     multiplications: of matrix products, for each token; norms and elementwise work are counted on neither side.
-    bytes: of the folded weights. written_out: why something had to be written at full width in between.
+    bytes: of folded weights, beside those of the members. written_out: why something had to be written at full width
+    in between.
     """
 
     site: int
@@ -78,19 +84,27 @@ class Folded:
 
 
 def fold(
-    tree: Composition, site: int, modules: Modules, *, normed: bool | None, width: Callable[[int], int] = int
+    tree: Composition,
+    site: int,
+    modules: Modules,
+    *,
+    normed: bool | None,
+    width: Callable[[int], int] = int,
+    own: bool = False,
 ) -> Folded | None:
     """Compile a composition at one site for inference; None where none of it has a module there.
 
     normed: whether a norm follows the residual add at the site (post-LN); None for sites of another kind, which the
-    reference runs. width: M of an adapter -> the columns it gets. Raises RoutingError for blocks that route.
+    reference runs. width: M of an adapter -> the columns it gets. own: a single adapter may run on its own parameters.
+    Raises RoutingError for blocks that route.
     """
     if bind(tree, site, modules) is None:
         return None
-    folding = _Folding(site, modules, normed, width)
+    folding = _Folding(site, modules, normed, width, own)
     node = folding.node(tree)
     assert node is not None  # the reference has one
     weights = [weight for _, wide in folding.wides for weight in wide.weights]
+    held = [weight for _, wide in folding.wides if not _own(wide) for weight in wide.weights]
     plan = FoldPlan(
         site=site,
         composition=show(tree),
@@ -99,9 +113,13 @@ def fold(
         written_out=tuple(folding.written_out),
         multiplications=sum(w.numel() for w in weights if w.dim() == 2) + folding.multiplications,
         reference_multiplications=multiplications(tree, site, modules),
-        bytes=sum(weight.nbytes for weight in weights),
+        bytes=sum(weight.nbytes for weight in held),
     )
-    return Folded(node, plan, Watch.of(folding.members.values()))
+    return Folded(node, plan, Watch.joined(folding.watches))
+
+
+def _own(wide: Wide | Plain) -> bool:
+    return isinstance(wide, Plain) and wide.own
 
 
 def multiplications(tree: Composition, site: int, modules: Modules) -> int:
@@ -131,16 +149,18 @@ def _of_adapter(adapter: nn.Module) -> int:
 class _Folding:
     """One composition at one site: what was folded, what was not."""
 
-    def __init__(self, site: int, modules: Modules, normed: bool | None, width: Callable[[int], int] = int) -> None:
+    def __init__(
+        self, site: int, modules: Modules, normed: bool | None, width: Callable[[int], int] = int, own: bool = False
+    ) -> None:
         self.site = site
         self.modules = modules
         self.normed = normed
-        self.width = width
+        self.width, self.own = width, own
         self.wides: list[tuple[str, Wide | Plain]] = []
         self.kept: list[Kept] = []
         self.written_out: list[str] = []
         self.multiplications = 0  # of what is kept
-        self.members: dict[str, nn.Module] = {}  # of what is folded
+        self.watches: list[Watch] = []  # of what is folded
 
     def node(self, tree: Composition) -> Node | None:
         """The tree as one wide bottleneck; else its members apart, or the reference."""
@@ -161,7 +181,7 @@ class _Folding:
             self.multiplications += multiplications(tree, self.site, self.modules)
             return bind(tree, self.site, self.modules)
         self.wides.append((show(tree), wide))
-        self.members |= _members(tree, self.site, self.modules)
+        self.watches.append(Watch.of(_members(tree, self.site, self.modules).values(), used=_own(wide)))
         return wide
 
     def wide(self, tree: Composition, normed: bool) -> Wide | Plain:
@@ -181,6 +201,8 @@ class _Folding:
         assert node is not None  # the reference has one
         before, after = formula.of(node)
         wide = lay_out(formula, before, after, up.to(device) if device == "meta" else up)
+        if self.own and isinstance(wide, Plain) and isinstance(node, Leaf):
+            wide = owned(wide, node.adapter)
         for step in formula.steps:
             if isinstance(step, Normed) and step.inner.ups:
                 names = ", ".join(dict.fromkeys(name for said in step.inner.ups for name in said.names))

@@ -198,11 +198,9 @@ class Formula:
         keys = self._weights(fusion.key)[0] if fusion.key is not None else eye
         values = self._exact(fusion.value.weight).T if fusion.value is not None else eye
         members = [list(change.rows().items()) for change in changes]
-        rows = torch.cat(
-            [self.zeros[:0, None].expand(0, len(self.zeros)), *(w for m in members for _, w in m)]
-        )  # (F, D)
+        rows = torch.cat([self.zeros[None][:0], *(w for m in members for _, w in m)])  # (F, D)
         biases = torch.stack([change.bias(self.zeros) for change in changes])  # (K, D)
-        t, c = ((query @ (w @ keys).T, query_bias @ (w @ keys).T) for w in (rows, biases))
+        t, c = ((query @ seen.T, query_bias @ seen.T) for seen in (rows @ keys, biases @ keys))
         mixed = self.add(
             Mixed(
                 len(rows) + len(biases),
@@ -242,7 +240,7 @@ class Symbolic:
             raise Unfoldable(f"{name} has a norm of its own ({flags[0]}), which is not linear")
         if module.inputs:
             raise Unfoldable(f"{name} reads the input of a linear, which is not of the width that is written")
-        return cast(Adapter, _Leaf(name, module, self.formula))
+        return cast(Adapter, Leaf(name, module, self.formula))
 
     def fusion(self, name: str, site: int) -> Fusion | None:
         """As `Modules.fusion`."""
@@ -251,7 +249,9 @@ class Symbolic:
 
 
 @dataclass(frozen=True)
-class _Leaf:
+class Leaf:
+    """An adapter that computes with symbols."""
+
     name: str
     adapter: Bottleneck
     formula: Formula

@@ -1,18 +1,21 @@
 """The shortest wide bottleneck: one read, one activation, one write, without registers and sums.
 
 What a single adapter becomes, and an average of adapters that read the same thing and share their activation. It exists
-because at a few tokens a site costs what its dispatches cost, not what its multiplications do.
+because at a few tokens a site costs what its dispatches cost, not what its multiplications do. A single adapter that is
+not scaled runs on its own parameters: nothing is copied, a write to them is seen at once, and the answer is that of the
+reference to the last bit.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from graftwork.compose.run import AFTER, OUTPUT, RESIDUAL, Terms, check_norm
 from graftwork.compose.wide import Activate, Down, Norm, Up, Wide
+from graftwork.core.bottleneck import Bottleneck
 from graftwork.core.site import Delta, Reading
 
 _Read: TypeAlias = Callable[[Reading, Delta], Tensor]
@@ -22,7 +25,10 @@ _STREAM: Terms = ((OUTPUT, 1.0), (RESIDUAL, 1.0))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plain:
-    """A folded composition of one step at one site: a node, called like an adapter. A snapshot, as `Wide` is."""
+    """A folded composition of one step at one site: a node, called like an adapter.
+
+    own: whether its weights are an adapter's own parameters; else it is a snapshot, as `Wide` is.
+    """
 
     read: _Read
     down: tuple[Tensor, Tensor]  # (M, D) and (M,)
@@ -30,6 +36,7 @@ class Plain:
     up: tuple[Tensor, Tensor]  # (D, M) and (D,)
     after: bool  # whether the change is written after the norm
     normed: bool
+    own: bool = False
 
     def __call__(self, reading: Reading, delta: Delta) -> Delta:
         """What the composition changes, (B, T, D), given what was changed before. RoutingError as `Wide`."""
@@ -43,8 +50,19 @@ class Plain:
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
-        """Everything it holds."""
+        """Everything that it multiplies and adds."""
         return *self.down, *self.up
+
+
+def owned(plain: Plain, adapter: Bottleneck) -> Plain:
+    """The same on the parameters of the one adapter that it was made of, where they are what it holds."""
+    down, up = adapter.down, adapter.up
+    learned = any(True for _ in adapter.activation.parameters())  # what it holds of these is a snapshot
+    if adapter.scale is not None or adapter.config.scaling != 1 or learned:
+        return plain
+    if not isinstance(down, nn.Linear) or not isinstance(up, nn.Linear) or not adapter.config.bias:
+        return plain
+    return replace(plain, down=(down.weight, down.bias), up=(up.weight, up.bias), own=True)
 
 
 def shortest(wide: Wide) -> Wide | Plain:

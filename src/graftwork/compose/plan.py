@@ -178,7 +178,7 @@ class Planner:
         self,
         parts: Parts,
         normed: Sequence[bool | None],
-        execution: str = "reference",
+        execution: str = "auto",
         depths: Sequence[int] = (),
     ) -> None:
         self._parts = parts

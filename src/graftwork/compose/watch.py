@@ -19,7 +19,7 @@ _VERSION = attrgetter("_version")
 
 class _Seen(NamedTuple):
     """A parameter or a submodule, and what it was. alias: keeps its numbers where they are, so that no other ones can
-    come to lie there; None for a submodule."""
+    come to lie there. Both None where only what it is matters: submodules, and parameters that are used as they are."""
 
     held: dict[str, Any]
     name: str
@@ -48,9 +48,13 @@ class Watch:
         self._addresses = [one.alias.data_ptr() for one in self._seen if one.alias is not None]
 
     @classmethod
-    def of(cls, modules: Iterable[nn.Module]) -> "Watch":
-        """What modules hold now, with what they share with the other sites of their adapters."""
-        return cls(one for module in modules for one in _seen(module))
+    def of(cls, modules: Iterable[nn.Module], used: bool = False) -> "Watch":
+        """What modules hold now, with what they share with the other sites of their adapters.
+
+        used: their parameters themselves are used, so that only another one in their place would not be seen.
+        """
+        seen = (one for module in modules for one in _seen(module))
+        return cls(one._replace(version=None, alias=None) for one in seen) if used else cls(seen)
 
     @classmethod
     def joined(cls, watches: Iterable["Watch"]) -> "Watch":
