@@ -65,17 +65,21 @@ peers: setup $(HUB)/.installed $(PEFT)/.installed  ## compare with the real adap
 	$(OFFLINE) $(HUB)/bin/python benchmarks/peers/make_golden.py $(HUB)/fresh --thin $(or $(THIN),1)
 	$(OFFLINE) $(PATIENT) $(PY) benchmarks/conformance.py $(HUB)/fresh --quiet
 
-# One script a question. Those that are named here run with --quick in `make bench`, and whole in `make bench-full`.
-MORE := $(wildcard $(patsubst %,benchmarks/%.py,scale fold_site dispatch shared_trunk training together))
+# One script a question: those that write a page of results, and those that print theirs.
 RESULTS := benchmarks/results
+WRITTEN := $(patsubst benchmarks/%.py,%,$(wildcard $(patsubst %,benchmarks/%.py,scale shared_trunk training together)))
+PRINTED := $(patsubst benchmarks/%.py,%,$(wildcard $(patsubst %,benchmarks/%.py,fold_site dispatch)))
+MEASURE := $(OFFLINE) $(PATIENT) $(PY) benchmarks
 
 bench: setup bench-peers  ## every speed figure, beside the peers; about ten minutes on two quiet cores
-	$(OFFLINE) $(PATIENT) $(PY) benchmarks/execution.py --curves --out $(RESULTS)/execution.md
-	@set -e; for script in $(MORE); do echo "== $$script"; $(OFFLINE) $(PATIENT) $(PY) $$script --quick; done
+	$(MEASURE)/execution.py --curves --seconds 2.5 --out $(RESULTS)/execution.md
+	@set -ex; for one in $(WRITTEN); do $(MEASURE)/$$one.py --quick --out $(RESULTS)/$$one.md; done
+	@set -ex; for one in $(PRINTED); do $(MEASURE)/$$one.py --quick; done
 
 bench-full: setup bench-peers  ## the same with more calls, in float32 and bfloat16, and whole sweeps
-	$(OFFLINE) $(PATIENT) $(PY) benchmarks/execution.py --curves --seconds 30 --dtypes float32,bfloat16 --out $(RESULTS)/execution.md
-	@set -e; for script in $(MORE); do echo "== $$script"; $(OFFLINE) $(PATIENT) $(PY) $$script; done
+	$(MEASURE)/execution.py --curves --seconds 30 --dtypes float32,bfloat16 --out $(RESULTS)/execution.md
+	@set -ex; for one in $(WRITTEN); do $(MEASURE)/$$one.py --out $(RESULTS)/$$one.md; done
+	@set -ex; for one in $(PRINTED); do $(MEASURE)/$$one.py; done
 
 bench-peers: setup
 	@for peer in $(HUB) $(PEFT); do $(MAKE) --no-print-directory $$peer/.installed \

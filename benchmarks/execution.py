@@ -13,7 +13,7 @@ from them the page, its pictures and the table of the docs (`execution_page.py`)
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +183,10 @@ def measure(room: Room, asked: argparse.Namespace) -> dict[str, Any]:
             for shape in shapes:
                 rows += room.rows(sides, setups, shape, dtype)
             if asked.curves and dtype == "float32":
+                brief = replace(room, effort=replace(room.effort, seconds=room.effort.seconds / 2))
                 for picture, (text, names) in CURVES.items():
                     (shape,) = shapes_of(text, asked.layers, asked.width)
-                    curves += [one | {"picture": picture} for one in room.rows(sides, names, shape, dtype)]
+                    curves += [one | {"picture": picture} for one in brief.rows(sides, names, shape, dtype)]
             profiles += above_goal(sides, rows, dtype)
         called = [name for name in DISPATCHED if name in setups]
         if called and not asked.no_dispatch:
@@ -233,7 +234,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtypes", default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-peers", action="store_true", help="graftwork alone")
-    parser.add_argument("--seconds", type=float, default=7, help="for each setup, shape and side")
+    parser.add_argument("--seconds", type=float, default=7, help="for each setup, shape and side; half for pictures")
     parser.add_argument("--rounds", type=int, help="pairs of calls instead of seconds")
     parser.add_argument("--quick", action="store_true", help="two seconds")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")

@@ -208,8 +208,8 @@ def measure(asked: argparse.Namespace, names: list[str]) -> Found:
     layers, width = (6, 384) if asked.quick else (12, 768)
     layers, width = asked.layers or layers, asked.width or width
     shape = Shape(*((32, 16) if asked.quick else (64, 32)), layers, width)
-    effort = Effort(0, asked.rounds or (5 if asked.quick else 11), asked.clock)
-    seconds = asked.seconds or (20 if asked.quick else 300)
+    effort = Effort(0, asked.rounds or (3 if asked.quick else 11), asked.clock)
+    seconds = asked.seconds or (8 if asked.quick else 300)
     counts = [int(one) for one in asked.counts.split(",")]
     room = Room(names, effort, 1, asked.execution)
     found: Found = {"layers": layers, "width": width, "growth": [], "mixtures": [], "sweep": [], "compile": []}
