@@ -6,10 +6,13 @@ import pytest
 
 from graftwork.build import add_task_head
 from graftwork.compose.tree import Parallel
-from graftwork.errors import CompositionError, DataError, InputTooLong
-from graftwork.evaluate import answer, evaluate
+from graftwork.errors import CompositionError, DataError, InputTooLong, UserError
+from graftwork.evaluate import Evaluation, answer, evaluate, standings
 from graftwork.model import AdapterModel
+from graftwork.tasks.bootstrap import Interval
 from graftwork.tasks.classify import Classification
+from graftwork.tasks.details import Details
+from graftwork.tasks.scorer import summed
 from graftwork.tasks.tag import Tagging
 from graftwork.tasks.task import Task
 from graftwork.tasks.text import TextEncoder
@@ -89,6 +92,36 @@ def test_a_long_text_is_refused_where_the_encoder_refuses() -> None:
         answer(model, TASK, encoder, [{"text": "good"}, {"text": "good " * 40}], adapters="mood", head="mood")
     model, encoder = setting(too_long="truncate")
     assert len(answer(model, TASK, encoder, [{"text": "good " * 40}], adapters="mood", head="mood")) == 1
+
+
+def evaluation(name: str, right: list[int], main: str = "accuracy") -> Evaluation:
+    """One whose answers are right (1) or wrong (0)."""
+    scorer = summed([(one, 1) for one in right], lambda hits, count: {main: hits / count})
+    return Evaluation(name, f"{name}@1", f"{name}@1", main, scorer.once(), [{}] * len(right), Details(), scorer)
+
+
+def test_systems_are_held_against_the_first_or_the_one_named() -> None:
+    three = [evaluation("a", [1, 0, 1, 1]), evaluation("b", [1, 1, 1, 1]), evaluation("c", [1, 0, 1, 1])]
+    first, second, third = standings(three)
+    assert first.difference is None
+    assert second.interval == Interval(1.0, 1.0, 1.0)
+    assert second.difference is not None
+    assert (second.difference.value, second.difference.low) == (0.25, 0.0)
+    assert third.difference == Interval(0.0, 0.0, 0.0)
+    for name in ("b", "b@1"):
+        found = standings(three, against=name)
+        assert [one.difference and one.difference.value for one in found] == [-0.25, None, -0.25]
+        assert [one.interval for one in found] == [one.interval for one in (first, second, third)]
+
+
+def test_what_cannot_be_held_against_each_other_is_refused() -> None:
+    a, b = evaluation("a", [1, 0]), evaluation("b", [1, 1])
+    with pytest.raises(UserError, match="c is none of the compositions that are evaluated: a@1, b@1"):
+        standings([a, b], against="c")
+    with pytest.raises(UserError, match="a is given twice: as a@1, answered by a@1"):
+        standings([a, b, a])
+    with pytest.raises(UserError, match=r"not measured by one score \(a@1 by accuracy, t@1 by f1\)"):
+        standings([a, evaluation("t", [1, 1], "f1")])
 
 
 def test_parallel_is_refused() -> None:

@@ -11,8 +11,9 @@ import pytest
 from graftwork.demo import ROWS, _ready
 from graftwork.errors import DataError, UserError
 from graftwork.registry.store import Registry
+from graftwork.tasks.bootstrap import Interval
 from graftwork.train.outcome import TrainResult
-from graftwork.workflow import evaluate, open_engine, predict, push, read_recipe, train
+from graftwork.workflow import evaluate, evaluate_several, open_engine, predict, push, read_recipe, train
 from tests.train.small import model_folder, texts, write
 
 ROWS_OF_SHOP = texts(12)
@@ -74,6 +75,44 @@ def test_evaluation_names_every_row_that_cannot_be_answered(story: tuple[Path, R
     assert len(evaluate(cut, "mood", str(folder / "long.jsonl")).answers) == 2
     with pytest.raises(UserError, match="no such file"):
         evaluate(engine, "mood", "nowhere.jsonl")
+
+
+def test_several_are_scored_as_each_is_alone(story: tuple[Path, Registry, TrainResult]) -> None:
+    folder, registry, result = story
+    push(result, registry, "twin")
+    engine, file = open_engine(str(folder / "base"), registry), str(folder / "rows.jsonl")
+    asked = ["mood", "twin", "Average(mood, twin)", "none"]
+    found = evaluate_several(engine, asked, file, head="twin", resamples=100)
+    assert [one.evaluation.asked for one in found] == asked
+    assert [one.evaluation.head for one in found] == ["mood@1", "twin@1", "twin@1", "twin@1"]  # only where left open
+    for one in found:
+        head = None if one.evaluation.asked in ("mood", "twin") else "twin"
+        alone = evaluate(engine, one.evaluation.asked, file, head=head)
+        assert (alone.composition, alone.scores) == (one.evaluation.composition, one.evaluation.scores)
+        chances = [[answer["score"] for answer in each.answers] for each in (alone, one.evaluation)]
+        assert chances[0] == pytest.approx(chances[1], abs=1e-5)
+    assert found[1].difference == Interval(0.0, 0.0, 0.0)  # the same weights under another name
+    confusion = found[0].evaluation.details.confusion
+    assert confusion is not None
+    assert sum(map(sum, confusion.counts)) == len(ROWS_OF_SHOP)
+    (overruled,) = evaluate_several(engine, ["mood"], file, head="twin", resamples=100)
+    assert overruled.evaluation.head == "twin@1"
+
+
+def test_what_several_cannot_be_is_said(story: tuple[Path, Registry, TrainResult]) -> None:
+    folder, registry, _ = story
+    engine = open_engine(str(folder / "base"), registry)
+    with pytest.raises(UserError, match="head mood is for a composition that leaves it open, and each of these has"):
+        evaluate_several(engine, ["mood", "Stack(mood, mood)"], str(folder / "rows.jsonl"), head="mood")
+    write(folder / "strange.jsonl", [ROWS_OF_SHOP[0], {"text": "x", "label": "ugly"}])
+    with pytest.raises(DataError, match=r'strange\.jsonl, row 2: "label" is "ugly", which is not one of the labels'):
+        evaluate(engine, "mood", str(folder / "strange.jsonl"))
+    write(folder / "values.jsonl", [{"text": row["text"], "label": n} for n, row in enumerate(ROWS_OF_SHOP)])
+    recipe = RECIPE.replace("epochs: 3", "epochs: 1").replace("classification", "regression").replace("rows", "values")
+    (folder / "value.yaml").write_text(recipe.format(output=folder / "value"))
+    push(train(read_recipe(folder / "value.yaml"), registry), registry, "value")
+    with pytest.raises(UserError, match="these are several: mood for classification, value for regression"):
+        evaluate_several(engine, ["mood", "value"], str(folder / "rows.jsonl"))
 
 
 def test_the_demo_asks_for_a_composition_of_its_own_in_every_row() -> None:

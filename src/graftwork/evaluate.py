@@ -1,17 +1,22 @@
-"""How good a composition is: rows -> answers -> scores, on any model, in batches of similar length.
+"""How good a composition is: rows -> answers -> scores, on any model, in batches of similar length; and beside others.
 
 Knows tasks and models; nothing of recipes, files, training or serving. The order of the rows is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from graftwork.errors import CompositionError
+from graftwork.errors import CompositionError, UserError
 from graftwork.model import AdapterModel
 from graftwork.model import Setup as Adapters
 from graftwork.saying import said
+from graftwork.tasks.bootstrap import RESAMPLES, Interval, difference, interval
+from graftwork.tasks.details import Details
+from graftwork.tasks.scorer import Scorer
 from graftwork.tasks.task import Answer, Encoder, Row, Task, refuse
 
 
@@ -72,6 +77,65 @@ def answer(
     finally:
         model.train(training)
     return [answers[row] for row in range(len(rows))]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one composition on labelled rows, `main` naming the one that counts, and the answers in order.
+
+    asked: the composition as it was given; composition: with its versions, as it was answered.
+    """
+
+    asked: str
+    composition: str
+    head: str
+    main: str
+    scores: Mapping[str, float]
+    answers: Sequence[Mapping[str, Any]]
+    details: Details
+    scorer: Scorer
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One of several evaluations on the same rows: how sure its main score is, and what it is more than another's.
+
+    difference: its main score less that of the one they are held against, paired; None for that one itself.
+    """
+
+    evaluation: Evaluation
+    interval: Interval
+    difference: Interval | None
+
+
+def standings(
+    evaluations: Sequence[Evaluation], *, against: str | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> list[Standing]:
+    """Evaluations on the same rows, in their order, held against one of them: the one named, else the first.
+
+    Raises UserError for a name that is none of them, for two that are the same, or main scores that differ.
+    """
+    names = [one.composition for one in evaluations]
+    for place, one in enumerate(evaluations):
+        if (one.composition, one.head) in [(other.composition, other.head) for other in evaluations[:place]]:
+            raise UserError(f"{one.asked} is given twice: as {one.composition}, answered by {one.head}")
+    mains = {one.main: one.composition for one in evaluations}
+    if len(mains) > 1:
+        said = ", ".join(f"{name} by {main}" for main, name in mains.items())
+        raise UserError(f"these are not measured by one score ({said}); evaluate them apart")
+    meant = [one for one in evaluations if against in (None, one.asked, one.composition)]
+    if not meant:
+        raise UserError(f"{against} is none of the compositions that are evaluated: {', '.join(names)}")
+    return [
+        Standing(
+            one,
+            interval(one.scorer, one.main, resamples=resamples, seed=seed),
+            None
+            if one is meant[0]
+            else difference([[(meant[0].scorer, one.scorer)]], one.main, resamples=resamples, seed=seed),
+        )
+        for one in evaluations
+    ]
 
 
 def _logits(model: AdapterModel, inputs: dict[str, Tensor], adapters: Adapters, head: str) -> Tensor:

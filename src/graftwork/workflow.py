@@ -2,7 +2,7 @@
 
     recipe.yaml ──train──► package ──push──► registry ──open_engine──► engine ──answer──► answers, in process
                                                           └────────────serve────────────► answers, over HTTP
-                                      evaluate: a composition and labelled rows ──► scores
+                                      evaluate: compositions and labelled rows ──► scores, and how sure they are
     another tool's files ──import_files──► registry ──export_files──► another tool's files
 
 The commands, the demo and the end-to-end test all call these; the README tells the same story. Nothing happens here
@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from graftwork.build import open_model, open_reader, without_bars
 from graftwork.core.backbone import Backbone, load_model
-from graftwork.errors import DataError, UserError
+from graftwork.errors import AdapterError, DataError, UserError
+from graftwork.evaluate import Evaluation, Standing, standings
 from graftwork.importing import facts_of, packages, read
 from graftwork.recipe import DataSection, ModelSection, Recipe, load, override
 from graftwork.registry.foreign.adapterhub_write import write_adapterhub
@@ -31,6 +32,8 @@ from graftwork.serve.limits import Limits
 from graftwork.serve.pruning import Pruned
 from graftwork.serve.pruning import prune as prune_fusion
 from graftwork.serve.server import serve as serve_engine
+from graftwork.tasks.bootstrap import RESAMPLES
+from graftwork.tasks.task import refuse
 from graftwork.train.data import read_split
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import train as run
@@ -164,25 +167,31 @@ def export_files(
     return write_adapterhub(package, folder, facts_of(backbone))
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one composition on labelled rows, `main` naming the one that counts, and the answers in order."""
-
-    composition: str
-    main: str
-    scores: Mapping[str, float]
-    answers: Sequence[Mapping[str, Any]]
-
-
 def evaluate(engine: Engine, adapters: str | None, file: str, *, head: str | None = None) -> Evaluation:
     """Score a composition on a file of labelled rows. Raises DataError for rows that cannot be answered, UserErrors."""
-    task = engine.task(adapters, head)
-    rows = read_split(_file(file), "train", task.kind)
-    answers = engine.answer([_asked(row, adapters, head) for row in rows])
-    failed = [f"{file}, row {n}: {a['error']['message']}" for n, a in enumerate(answers, start=1) if "error" in a]
-    if failed:
-        raise DataError([*failed[:20], *([f"and {len(failed) - 20} more"] if len(failed) > 20 else [])])
-    return Evaluation(str(answers[0]["adapters"]), task.main_score, task.score(answers, rows), answers)
+    return _evaluated(engine, [(adapters, head)], file)[0]
+
+
+def evaluate_several(
+    engine: Engine,
+    compositions: Sequence[str],
+    file: str,
+    *,
+    head: str | None = None,
+    against: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Standing]:
+    """Score compositions on one file of labelled rows, each with how sure it is, and held against one of them.
+
+    head: of those that leave it open; of the only one, whatever it says itself. against: the one named, else the first.
+    Rows and all, they are asked together, so that what they share is computed once. Raises as `evaluate`.
+    """
+    heads = [head] if len(compositions) == 1 else [_open_head(engine, one, head) for one in compositions]
+    if head is not None and head not in heads:
+        raise UserError(f"head {head} is for a composition that leaves it open, and each of these has its own")
+    found = _evaluated(engine, list(zip(compositions, heads, strict=True)), file)
+    return standings(found, against=against, resamples=resamples, seed=seed)
 
 
 def prune(engine: Engine, fusion: str, file: str, keep: int = 2, name: str | None = None) -> tuple[str, Pruned]:
@@ -215,6 +224,38 @@ def serve(
     `announce` is told the address as soon as it is open.
     """
     serve_engine(engine_factory, host, port, limits, announce)
+
+
+def _open_head(engine: Engine, adapters: str, head: str | None) -> str | None:
+    """The head, where a composition does not say which answers."""
+    try:
+        engine.task(adapters)
+    except AdapterError:
+        return head
+    return None
+
+
+def _evaluated(engine: Engine, systems: Sequence[tuple[str | None, str | None]], file: str) -> list[Evaluation]:
+    """Compositions, each with a head or None, on one file of rows, which are asked together."""
+    tasks = [engine.task(*system) for system in systems]
+    kinds = {task.kind: str(adapters) for task, (adapters, _) in zip(tasks, systems, strict=True)}
+    if len(kinds) > 1:
+        said = ", ".join(f"{adapters} for {kind}" for kind, adapters in kinds.items())
+        raise UserError(f"one file is scored by one kind of task, and these are several: {said}; evaluate them apart")
+    rows = read_split(_file(file), "train", tasks[0].kind)
+    for task in dict.fromkeys(tasks):
+        found = [(number, task.problems(row, with_labels=True)) for number, row in enumerate(rows, start=1)]
+        refuse([f"{file}, row {number}: {problem}" for number, problems in found for problem in problems])
+    answers = engine.answer([_asked(row, *system) for system in systems for row in rows])
+    made = []
+    for place, (task, (adapters, _)) in enumerate(zip(tasks, systems, strict=True)):
+        own = answers[place * len(rows) : (place + 1) * len(rows)]
+        refuse([f"{file}, row {n}: {a['error']['message']}" for n, a in enumerate(own, start=1) if "error" in a])
+        scorer = task.scorer(own, rows)
+        asked, composition, head = str(adapters or "none"), str(own[0]["adapters"]), str(own[0]["head"])
+        details = task.details(own, rows)
+        made.append(Evaluation(asked, composition, head, task.main_score, scorer.once(), own, details, scorer))
+    return made
 
 
 def _file(file: str) -> DataSection:

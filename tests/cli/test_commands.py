@@ -101,10 +101,40 @@ def test_evaluate_scores_what_was_trained(typed: Type, shop: Path, tmp_path: Pat
     words = ["evaluate", "mood@1", "--data", shop / "rows.jsonl", *with_base(shop)]
     written = json.loads((shop / "run" / "result.json").read_text())["scores"]["test"]
     found = typed(*words, "--answers", tmp_path / "answers.jsonl", "--json").json()
-    assert found["composition"] == "mood@1"
-    assert found["scores"] == pytest.approx(written)
+    (system,) = found["systems"]
+    assert (system["composition"], system["head"], found["main"]) == ("mood@1", "mood@1", "accuracy")
+    assert system["scores"] == pytest.approx(written)
+    assert system["interval"]["low"] <= written["accuracy"] == system["interval"]["value"] <= system["interval"]["high"]
+    assert system["difference"] is None
+    assert set(system["details"]) == {"labels", "confusion", "calibration"}
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == found["rows"] == len(ROWS_OF_SHOP)
-    assert "accuracy" in typed(*words).out
+    plain, told = typed(*words).out, typed(*words, "--details").out
+    assert "accuracy" in plain
+    assert "by label" not in plain
+    assert all(f"mood@1 {what}" in told for what in ("by label", "confusion", "calibration: ece"))
+
+
+def test_evaluate_holds_systems_against_each_other(typed: Type, shop: Path, tmp_path: Path) -> None:
+    words = ["evaluate", "mood", "Stack(mood, mood)", "--data", shop / "rows.jsonl", *with_base(shop)]
+    out = tmp_path / "answers.jsonl"
+    found = typed(*words, "--against", "Stack(mood, mood)", "--resamples", 200, "--answers", out, "--json").json()
+    assert (found["rows"], found["against"], found["resamples"]) == (12, "Stack(mood@1, mood@1)", 200)
+    first, second = found["systems"]
+    assert second["difference"] is None
+    gap = first["scores"]["accuracy"] - second["scores"]["accuracy"]
+    assert first["difference"]["low"] <= first["difference"]["value"] == pytest.approx(gap)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["row"] for row in rows] == list(range(1, 13))
+    assert all(set(row["answers"]) == {"mood@1", "Stack(mood@1, mood@1)"} for row in rows)
+    said = typed(*words)
+    assert "difference: accuracy less that of mood@1, on the same draws" in said.out
+    assert "its interval" in said.out
+    few = typed(*words, "--resamples", 5)
+    assert (few.code, "greater than or equal to 100" in few.err, few.out) == (2, True, "")
+    lost = typed(*words, "--answers", tmp_path / "nowhere" / "answers.jsonl")
+    assert (lost.code, "no such folder; make it first" in lost.err) == (2, True)
+    taken = typed(*words, "--answers", tmp_path)
+    assert (taken.code, "the answers cannot be written" in taken.err) == (2, True)
 
 
 def test_predict_answers_in_order_and_fails_row_by_row(typed: Type, shop: Path, tmp_path: Path) -> None:

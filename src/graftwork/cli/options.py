@@ -11,4 +11,3 @@ Root = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a machine")]
 Model = Annotated[str, typer.Option("--model", "-m", help="the frozen base: an id, a folder, or minilm")]
 Head = Annotated[str | None, typer.Option(help="the package whose head answers, where the composition leaves it open")]
-Adapters = Annotated[str, typer.Argument(help="a package (name@version) or a composition, as in 'Stack(hi, ner)'")]

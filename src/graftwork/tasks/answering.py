@@ -13,8 +13,10 @@ from typing import Any, ClassVar, final
 
 import torch
 
+from graftwork.tasks.details import Details
 from graftwork.tasks.encoded import IGNORED, Encoded
 from graftwork.tasks.metrics import answer_scores
+from graftwork.tasks.scorer import Scorer
 from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, text_problems
 from graftwork.tasks.text import TextEncoder
 from graftwork.tasks.words import span_of
@@ -86,9 +88,13 @@ class Answering(Task):
         start, end = (encoded.offsets[first] or (0, 0))[0], (encoded.offsets[last] or (0, 0))[1]
         return {"answer": encoded.context[start:end], "start": start, "end": end, "score": chance}
 
-    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
+    def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
         gold = [[_text(answer) for answer in row["answers"]] for row in rows]
         return answer_scores([answer["answer"] for answer in answers], gold)
+
+    def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
+        """None: the probability of an answer is that of its span against no answer at all, not of being right."""
+        return Details()
 
 
 def _text(answer: Any) -> str:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+from graftwork.tasks.details import Details, calibration
 from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.metrics import class_scores
+from graftwork.tasks.scorer import Scorer, renamed
 from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, string_problems, text_problems
 from graftwork.tasks.text import TextEncoder
 
@@ -57,6 +59,11 @@ class Choice(Task):
         best = max(range(len(chances)), key=chances.__getitem__)
         return {"label": self.labels[best], "choice": encoded.texts[best], "score": chances[best], "scores": chances}
 
-    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
+    def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
         right = class_scores([answer["label"] for answer in answers], [str(row["label"]) for row in rows])
-        return {"accuracy": right["accuracy"]}
+        return renamed(right, {"accuracy": "accuracy"})
+
+    def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
+        """Calibration alone: the number of a choice means nothing beyond its row."""
+        places = [self.labels.index(str(row["label"])) for row in rows]
+        return Details(calibration=calibration([answer["scores"] for answer in answers], places))

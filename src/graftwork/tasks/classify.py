@@ -4,11 +4,13 @@ The pair task asks two texts the same question: what a class is, how it is read 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
+from graftwork.tasks.details import Details, calibration, classes
 from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.metrics import class_scores
+from graftwork.tasks.scorer import Scorer
 from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, shown, text_problems
 from graftwork.tasks.text import TextEncoder
 
@@ -40,8 +42,11 @@ class Classification(Task):
     def decode(self, logits: Any, encoded: Encoded) -> Answer:
         return class_answer(logits, self.labels)
 
-    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
+    def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
         return class_scores([answer["label"] for answer in answers], [str(row["label"]) for row in rows])
+
+    def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
+        return class_details(answers, rows, self.labels)
 
 
 def class_problems(row: Row, labels: Sequence[str], form: str) -> list[str]:
@@ -63,3 +68,11 @@ def class_answer(logits: Any, labels: Sequence[str]) -> Answer:
     scores = dict(zip(labels, probabilities, strict=True))
     best = max(scores, key=lambda label: scores[label])
     return {"label": best, "score": scores[best], "scores": scores}
+
+
+def class_details(answers: Sequence[Answer], rows: Sequence[Row], labels: Sequence[str]) -> Details:
+    """Each label, the confusion and the calibration of answers as `class_answer` gives them."""
+    gold, places = [str(row["label"]) for row in rows], {label: place for place, label in enumerate(labels)}
+    chances = [[answer["scores"][label] for label in labels] for answer in answers]
+    found = classes([answer["label"] for answer in answers], gold, labels)
+    return replace(found, calibration=calibration(chances, [places[label] for label in gold]))

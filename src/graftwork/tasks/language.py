@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
+import numpy
 import torch
 
 from graftwork.errors import DataError
+from graftwork.tasks.details import Details
 from graftwork.tasks.encoded import IGNORED, Encoded
 from graftwork.tasks.masking import Masking
+from graftwork.tasks.scorer import Numbers, Scorer, share, summed
 from graftwork.tasks.task import Answer, Encoder, Redraw, Row, Task, checked_logits, text_problems
 from graftwork.tasks.text import TextEncoder
 
@@ -41,13 +44,14 @@ class Language(Task):
     def problems(self, row: Row, with_labels: bool) -> list[str]:
         return text_problems(row, "text", self.form)
 
-    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
+    def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
         if len(answers) != len(rows) or not rows:
             raise ValueError(f"{len(answers)} answers for {len(rows)} rows: a score needs one each, and at least one")
-        count = sum(answer["pieces"] for answer in answers)
-        mean = sum(answer["log_likelihood"] for answer in answers) / max(count, 1)
-        right = sum(answer["right"] for answer in answers) / max(count, 1)
-        return {"log_likelihood": mean, "perplexity": math.exp(min(-mean, 700.0)), "accuracy": right}
+        return summed([(answer["log_likelihood"], answer["right"], answer["pieces"]) for answer in answers], _said)
+
+    def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
+        """None: a text has no labels."""
+        return Details()
 
 
 @final
@@ -114,6 +118,15 @@ class CausalLanguage(Language):
         """{"pieces", "right", "log_likelihood", "perplexity"} of the text, and "next", the likeliest pieces."""
         logits = checked_logits(logits, 2, torch.as_tensor(logits).shape[-1])[: len(encoded.input_ids)]
         return {**told(logits[:-1], torch.tensor(encoded.input_ids[1:])), "next": _candidates(logits[-1:], encoded)[0]}
+
+
+def _said(likelihood: Numbers, right: Numbers, pieces: Numbers) -> dict[str, Numbers]:
+    mean = share(likelihood, pieces)
+    return {
+        "log_likelihood": mean,
+        "perplexity": numpy.exp(numpy.minimum(-mean, 700.0)),
+        "accuracy": share(right, pieces),
+    }
 
 
 def told(logits: torch.Tensor, target: torch.Tensor) -> Answer:

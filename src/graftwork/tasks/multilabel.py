@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+from graftwork.tasks.details import Details, decision_calibration, memberships
 from graftwork.tasks.encoded import Encoded
-from graftwork.tasks.metrics import label_scores
+from graftwork.tasks.metrics import indicators, label_scores
+from graftwork.tasks.scorer import Scorer
 from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, shown, text_problems
 from graftwork.tasks.text import TextEncoder
 
@@ -54,6 +56,14 @@ class Multilabel(Task):
         scores = dict(zip(self.labels, chances, strict=True))
         return {"labels": [label for label, chance in scores.items() if chance >= 0.5], "scores": scores}
 
-    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
+    def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
         gold = [[str(label) for label in row["labels"]] for row in rows]
         return label_scores([answer["labels"] for answer in answers], gold, self.labels)
+
+    def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
+        gold = [[str(label) for label in row["labels"]] for row in rows]
+        chances = [[answer["scores"][label] for label in self.labels] for answer in answers]
+        return Details(
+            labels=memberships([answer["labels"] for answer in answers], gold, self.labels),
+            calibration=decision_calibration(chances, indicators(gold, self.labels)),
+        )

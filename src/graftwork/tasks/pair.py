@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from graftwork.tasks.classify import class_answer, class_problems
+from graftwork.tasks.classify import class_answer, class_details, class_problems
+from graftwork.tasks.details import Details
 from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.metrics import class_scores
+from graftwork.tasks.scorer import Scorer
 from graftwork.tasks.task import Answer, Row, Task, text_problems
 from graftwork.tasks.text import TextEncoder
 
@@ -42,5 +44,8 @@ class Pair(Task):
     def decode(self, logits: Any, encoded: Encoded) -> Answer:
         return class_answer(logits, self.labels)
 
-    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
+    def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
         return class_scores([answer["label"] for answer in answers], [str(row["label"]) for row in rows])
+
+    def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
+        return class_details(answers, rows, self.labels)

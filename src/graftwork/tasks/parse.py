@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 from graftwork.errors import AdapterError
+from graftwork.tasks.details import Details, kinds_of
 from graftwork.tasks.encoded import IGNORED, Encoded
 from graftwork.tasks.metrics import attachment_scores
+from graftwork.tasks.scorer import Scorer
 from graftwork.tasks.tag import list_problems, tag_problems
 from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, text_problems
 from graftwork.tasks.text import TextEncoder
@@ -83,7 +85,16 @@ class Parsing(Task):
         unread = sorted(set(range(len(heads))) - set(encoded.read))
         return {"tokens": encoded.words.tokens, "heads": heads, "tags": tags, "unread": unread}
 
-    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
+    def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
         mine = [list(zip(answer["heads"], answer["tags"], strict=True)) for answer in answers]
         gold = [list(zip(row["heads"], map(str, row["tags"]), strict=True)) for row in rows]
         return attachment_scores(mine, gold)
+
+    def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
+        """Of relations: one is right with its word and its head."""
+        mine, gold = (
+            [[(str(tag), word, head) for word, (tag, head) in enumerate(zip(one["tags"], one["heads"], strict=True))]
+             for one in side]
+            for side in (answers, rows)
+        )  # fmt: skip
+        return kinds_of(mine, gold)

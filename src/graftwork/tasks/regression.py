@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+from graftwork.tasks.details import Details, residuals
 from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.metrics import value_scores
+from graftwork.tasks.scorer import Scorer
 from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, text_problems
 from graftwork.tasks.text import TextEncoder
 
@@ -52,5 +54,9 @@ class Regression(Task):
     def decode(self, logits: Any, encoded: Encoded) -> Answer:
         return {"value": float(checked_logits(logits, 1, 1)[0])}
 
-    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
+    def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
         return value_scores([answer["value"] for answer in answers], [float(row["label"]) for row in rows])
+
+    def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
+        gold = [float(row["label"]) for row in rows]
+        return Details(residuals=residuals([answer["value"] for answer in answers], gold))

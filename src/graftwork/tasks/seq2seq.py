@@ -14,6 +14,7 @@ import torch
 
 from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.language import Language, told
+from graftwork.tasks.scorer import Scorer, joined, summed
 from graftwork.tasks.task import Answer, Row, checked_logits, missing, text_problems
 from graftwork.tasks.text import TextEncoder
 
@@ -51,9 +52,10 @@ class SequenceToSequence(Language):
         logits = checked_logits(logits, 2, torch.as_tensor(logits).shape[-1])[: len(encoded.truth)]
         return told(logits, torch.tensor(encoded.truth))
 
-    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
-        scores = super().score(answers, rows)
+    def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
+        scores = super().scorer(answers, rows)
         if any("text" not in answer for answer in answers):
             return scores
         same = [answer["text"].split() == str(row["target"]).split() for answer, row in zip(answers, rows, strict=True)]
-        return scores | {"exact_match": sum(same) / len(same)}
+        exact = summed([(one, 1) for one in same], lambda hits, count: {"exact_match": hits / count})
+        return joined(scores, exact)

@@ -16,8 +16,10 @@ import numpy
 import torch
 
 from graftwork.errors import AdapterError
+from graftwork.tasks.details import Details, residuals
 from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.metrics import value_scores
+from graftwork.tasks.scorer import Scorer, renamed, summed
 from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, text_problems
 from graftwork.tasks.text import TextEncoder
 
@@ -73,17 +75,27 @@ class Similarity(Task):
             raise AdapterError(f"the head answers with {len(made)} embeddings for a row of 2 texts")
         return {"embeddings": made.tolist(), "similarity": float(torch.cosine_similarity(made[0], made[1], dim=0))}
 
-    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
-        """nearness is rho where there are labels, else the share of texts whose partner is the nearest."""
+    def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
+        """nearness is rho where there are labels, else the share of texts whose partner is the nearest.
+
+        Whatever the weights, a partner is looked for among those of all rows: fewer would make it easier.
+        """
         if all(row.get("label") is not None for row in rows):
             similar = [answer["similarity"] for answer in answers]
             scores = value_scores(similar, [float(row["label"]) for row in rows])
-            return {"nearness": scores["spearman"], "spearman": scores["spearman"], "pearson": scores["pearson"]}
+            return renamed(scores, {"nearness": "spearman", "spearman": "spearman", "pearson": "pearson"})
         if len(answers) != len(rows) or not rows:
             raise ValueError(f"{len(answers)} answers for {len(rows)} rows: a score needs one each, and at least one")
         pairs = numpy.asarray([answer["embeddings"] for answer in answers], dtype=numpy.float64)  # (N, 2, E)
         pairs /= numpy.maximum(numpy.linalg.norm(pairs, axis=-1, keepdims=True), 1e-12)
         nearest = (pairs[:, 0] @ pairs[:, 1].T).argmax(axis=1)
         partners = [str(row["text_pair"]) for row in rows]
-        right = sum(partners[found] == partners[own] for own, found in enumerate(nearest.tolist())) / len(rows)
-        return {"nearness": right, "retrieval": right}
+        right = [(partners[found] == partners[own], 1) for own, found in enumerate(nearest.tolist())]
+        return summed(right, lambda hits, count: {"nearness": hits / count, "retrieval": hits / count})
+
+    def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
+        """Residuals of the cosine, where there are labels."""
+        if any(row.get("label") is None for row in rows):
+            return Details()
+        similar = [answer["similarity"] for answer in answers]
+        return Details(residuals=residuals(similar, [float(row["label"]) for row in rows]))

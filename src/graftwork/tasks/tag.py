@@ -11,11 +11,14 @@ word off.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, final
 
 from graftwork.errors import AdapterError
+from graftwork.tasks.details import Details, classes, kinds_of
 from graftwork.tasks.encoded import IGNORED, Encoded
 from graftwork.tasks.metrics import entities, entity_scores, tag_accuracy
+from graftwork.tasks.scorer import Scorer
 from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, shown, string_problems, text_problems
 from graftwork.tasks.text import TextEncoder
 from graftwork.tasks.words import Words
@@ -81,9 +84,16 @@ class Tagging(Task):
         answer: Answer = {"tokens": encoded.words.tokens, "tags": tags, "unread": unread}
         return answer | {"entities": _found(tags, encoded.words)} if self.reads_entities else answer
 
-    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
+    def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
         predicted, gold = [answer["tags"] for answer in answers], [[str(tag) for tag in row["tags"]] for row in rows]
         return entity_scores(predicted, gold) if self.reads_entities else tag_accuracy(predicted, gold)
+
+    def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
+        """Of whole entities by their type, or of words by their label with the confusion."""
+        predicted, gold = [answer["tags"] for answer in answers], [list(map(str, row["tags"])) for row in rows]
+        if self.reads_entities:
+            return kinds_of(list(map(entities, predicted)), list(map(entities, gold)))
+        return classes(list(chain.from_iterable(predicted)), list(chain.from_iterable(gold)), self.labels)
 
     @property
     def _unread_tag(self) -> str:

@@ -16,8 +16,10 @@ import torch
 
 from graftwork.errors import AdapterError, DataError, GraftworkError, InputTooLong
 from graftwork.manifest import HeadSpec, TaskSpec
+from graftwork.tasks.details import Details
 from graftwork.tasks.encoded import Encoded, Target
 from graftwork.tasks.images import ImageEncoder
+from graftwork.tasks.scorer import Scorer
 from graftwork.tasks.text import TextEncoder
 
 Row = Mapping[str, Any]
@@ -85,8 +87,19 @@ class Task(ABC):
         """An answer from the head's logits for one row: (L,), or (T or more, L) where the head answers per piece."""
 
     @abstractmethod
+    def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
+        """Scores of the answers to labelled rows, `main_score` among them, for any weights of the rows.
+
+        Raises ValueError for unequal or no rows.
+        """
+
+    @abstractmethod
+    def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
+        """What more can be said of the answers: by label, by confusion, by how far a probability is to be trusted."""
+
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> dict[str, float]:
-        """Scores of the answers to labelled rows, `main_score` among them. Raises ValueError for unequal or no rows."""
+        """Scores of the answers to labelled rows, each row once. Raises as `scorer`."""
+        return self.scorer(answers, rows).once()
 
     def encode(self, rows: Sequence[Row], encoder: Encoder, *, with_labels: bool = False) -> list[Encoded]:
         """Rows as pieces, with labels or without.
