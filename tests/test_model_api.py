@@ -41,6 +41,13 @@ def _merged(model: AdapterModel, _: Path) -> None:
     model.reset_adapter()
 
 
+def _compiled(model: AdapterModel, _: Path) -> None:
+    model.execution = "banked"
+    model.compile(backend="eager")
+    with torch.no_grad():
+        model.eval()(**GIVEN, adapters=["a", "b"], head="none")
+
+
 class _Words:
     def get_vocab(self) -> dict[str, int]:
         return {f"word{number}": number for number in range(tiny.VOCABULARY + 5)}
@@ -109,6 +116,7 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
         m.add_adapter("p", "prefix_tuning[prefix_length=2,bottleneck_size=4]"),
         m.eject_prefix_tuning("p"),
     ),
+    "compile": _compiled,
     "execution": _folded,
     "forward": lambda m, _: [
         m(**GIVEN, adapters=tree, head=head, labels=LABELS if head != "none" else None)
@@ -133,6 +141,7 @@ CALLS: dict[str, Callable[[AdapterModel, Path], object]] = {
         m.add_custom_head("plain", "c", outputs=3),
         m.package("c"),
     ),
+    "reserve": lambda m, _: m.reserve(20),
     "save_adapter": lambda m, folder: m.save_adapter(folder / "a", "a"),
     "save_adapter_fusion": lambda m, folder: m.save_adapter_fusion(folder / "ab", "ab"),
     "save_all_adapters": lambda m, folder: m.save_all_adapters(folder),

@@ -23,7 +23,7 @@ from graftwork.compose import vocabulary
 from graftwork.compose.answer import head_of
 from graftwork.compose.blend import average_adapter, average_head
 from graftwork.compose.claims import check_free, check_unfused
-from graftwork.compose.compiled import compile_trunk
+from graftwork.compose.compiled import compile_trunk, reserve
 from graftwork.compose.eject import eject_prefixes
 from graftwork.compose.forward import Asks, forward, headless
 from graftwork.compose.grammar import as_composition, as_fuse
@@ -193,7 +193,7 @@ class AdapterModel(nn.Module):
     average_head = changes(average_head)
     merge_adapter = changes(merge_adapter)
     reset_adapter = changes(reset_adapter)
-    compile = plans(compile_trunk)
+    compile, reserve = plans(compile_trunk), plans(reserve)
     fusion_attention = asks(fusion_attention)
     prune_fusion = asks(prune_fusion)
     add_embeddings = asks(vocabulary.add_embeddings)

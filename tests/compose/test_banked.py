@@ -251,3 +251,31 @@ def test_other_rows_never_change_my_bits(others: list[str | None]) -> None:
 
 
 ISOLATED = model_of("a", "b", "c")
+
+
+def test_forgetting_one_unit_leaves_the_others() -> None:
+    model = model_of("a", "b", "c")
+    call: dict[str, Any] = {**tiny.inputs("bert", rows=3), "head": "none"}
+    model(**call, adapters=["a", "Average(a, b)", "c"])
+    model(**call, adapters=["Stack(a, b)", "c", None])
+    (first, second) = banks(model).banks  # an average is of another width
+    assert (first.used, second.used) == (3, 1)
+    model.delete_adapter("b")
+    assert (first.used, second.used) == (2, 0)
+    model.delete_adapter("a")
+    assert (first.used, second.used) == (1, 0)
+    assert set(banks(model)._named) == {"c"}
+
+
+def test_room_can_be_made_ahead() -> None:
+    model = model_of("a", "b")
+    model.reserve(20)
+    model(**tiny.inputs("bert", rows=2), adapters=["a", "b"], head="none")
+    (bank,) = banks(model).banks
+    assert bank.slots == 21
+    model.reserve(40)
+    assert bank.slots == 41
+    call: dict[str, Any] = {**tiny.inputs("bert", rows=2), "adapters": ["a", "b"], "head": "none"}
+    found = model(**call)[0]
+    model.execution = "reference"
+    torch.testing.assert_close(found, model(**call)[0], rtol=1e-4, atol=1e-5)

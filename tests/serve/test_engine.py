@@ -496,3 +496,16 @@ def test_a_model_with_heads_of_its_own_keeps_them_out_of_the_answers(tiny_world:
     model.add_head("mood", HeadConfig(kind="classification", num_outputs=2))
     engine = Engine(model, tiny_world.tokenizer, tiny_world.registry)
     assert engine.answer([{"text": text(3), "adapters": "mood"}])[0]["head"] == "mood@1"
+
+
+def test_rows_that_differ_run_in_slots_which_evicted_packages_give_back(tiny_world: World) -> None:
+    engine = tiny_world.engine(adapter_cache_size=2)
+    assert engine.model.execution == "auto"
+    banks = engine.model._planner.executors.banks
+    for names in (["intent", "mood"], ["value", "intent"], ["mood", "value"], ["intent", "mood"]):
+        outcomes = engine.answer([{"text": text(4), "adapters": name} for name in names])
+        assert not [outcome for outcome in outcomes if "error" in outcome]
+        held = {name.partition("@")[0] for name in engine.pool.loaded()}
+        assert held == set(names)
+        assert sum(bank.used for bank in banks.banks) == 2
+        assert all(bank.slots == 9 for bank in banks.banks)  # none of them had to grow

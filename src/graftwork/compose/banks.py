@@ -45,6 +45,7 @@ class Banks:
         self.banks: list[Bank] = []
         self._seated: OrderedDict[Composition, Seated] = OrderedDict()
         self.refused: dict[Composition, str] = {}  # what has no slot, and why
+        self._named: dict[str, set[Composition]] = {}  # name -> the units with it in either of these
 
     def reserve(self, slots: int) -> None:
         """Have room for that many units in every bank, those to come included."""
@@ -64,11 +65,21 @@ class Banks:
 
     def forget(self, name: str | None = None) -> None:
         """Free the slots of units with the adapter or fusion of that name; None: of all."""
-        for kept in (self._seated, self.refused):
-            for tree in [tree for tree in kept if name is None or name in names(tree)]:
-                del kept[tree]
         if name is None:
+            self._seated.clear()
+            self.refused.clear()
+            self._named.clear()
             self.banks = []
+        for unit in list(self._named.get(name or "", ())):  # not all units: one of a thousand goes as one of two does
+            self._drop(unit)
+
+    def _drop(self, unit: Composition) -> None:
+        self._seated.pop(unit, None)
+        self.refused.pop(unit, None)
+        for name in names(unit):
+            self._named[name].discard(unit)
+            if not self._named[name]:
+                del self._named[name]
 
     def _seat(self, unit: Composition) -> Seated | None:
         old = self._seated.get(unit)
@@ -79,13 +90,15 @@ class Banks:
         self._seated.pop(unit, None)  # frees its slot, unless a forward still runs with it
         if unit in self.refused:
             return None
+        for name in names(unit):
+            self._named.setdefault(name, set()).add(unit)
         try:
             seat = self._seated[unit] = self._placed(unit)
         except Unbankable as reason:
             self.refused[unit] = str(reason)
             return None
         while len(self._seated) > _KEPT:
-            self._seated.popitem(last=False)
+            self._drop(next(iter(self._seated)))
         return seat
 
     def _placed(self, unit: Composition) -> Seated:

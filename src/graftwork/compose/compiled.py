@@ -13,6 +13,11 @@ from graftwork.compose.plan import Planner
 from graftwork.core.backbone import Backbone
 
 
+def reserve(planner: Planner, backbone: Backbone, slots: int) -> None:
+    """Make room for that many adapters of each kind in what mixed batches run from, which else grows by doubling."""
+    planner.reserve(slots)
+
+
 def compile_trunk(
     planner: Planner,
     backbone: Backbone,

@@ -55,7 +55,7 @@ class Parts(nn.Module):
         self._counts_prefixes = False
         self.averages: dict[str, Mapping[str, Any]] = {}  # adapter -> what it began as the average of
         self.merged: tuple[str, Kept] | None = None  # the adapter that is in the base's weights, and what they were
-        self._sites: dict[tuple[str, str, int], nn.Module] = {}  # (table, name, site index) -> module
+        self._sites: dict[tuple[str, str], dict[int, nn.Module]] = {}  # (table, name) -> site index -> module
 
     def add_adapter(self, name: str, config: MethodConfig, backbone: Backbone, semantics: str = OUR_SEMANTICS) -> None:
         """Build an adapter at every site that its configuration wants. Raises AdapterError when there is none."""
@@ -150,7 +150,7 @@ class Parts(nn.Module):
         own = nn.ModuleDict() if shared is None else nn.ModuleDict({_key(SHARED): shared})
         for site, module in modules.items():
             own[_key(site.name if site else _WHOLE[table])] = module
-            self._sites[table, name, site.index if site else -1] = module
+            self._sites.setdefault((table, name), {})[site.index if site else -1] = module
         getattr(self, table)[_key(name)] = own.train(self.training)
 
     def remove(self, table: str, name: str) -> None:
@@ -160,8 +160,7 @@ class Parts(nn.Module):
         own = getattr(self, table)
         if _key(name) in own:
             del own[_key(name)]
-        for key in [key for key in self._sites if key[:2] == (table, name)]:
-            del self._sites[key]
+        self._sites.pop((table, name), None)
         self.records(table).pop(name, None)
         self.semantics.pop((table, name), None)
         if table == "adapters":
@@ -179,15 +178,15 @@ class Parts(nn.Module):
     def adapter(self, name: str, site: int) -> Adapter | None:
         """The module of an adapter at a site, None where it has none there. Raises AdapterError for an unknown name."""
         self.need_adapter(name)
-        return cast("Adapter | None", self._sites.get(("adapters", name, site)))
+        return cast("Adapter | None", self._sites["adapters", name].get(site))
 
     def fusion(self, name: str, site: int) -> Fusion | None:
         """The layer of a fusion at a site, None where it has none there."""
-        return cast("Fusion | None", self._sites.get(("fusions", name, site)))
+        return cast("Fusion | None", self._sites.get(("fusions", name), {}).get(site))
 
     def head(self, name: str) -> Head:
         """A head by name. Raises AdapterError that lists the heads."""
-        found = self._sites.get(("heads", name, -1))
+        found = self._sites.get(("heads", name), {}).get(-1)
         if found is None:
             raise AdapterError(f"no head {name!r}; the heads are: {_listed(self.head_configs)}")
         return cast(Head, found)

@@ -73,6 +73,9 @@ class Engine:
             if size < 1:
                 raise UserError(f"{name} is {size}; it must be at least 1")
         self.model = model.eval()
+        model.execution = "auto"
+        if model.device.type == "cpu":  # where memory that nothing was written to costs nothing
+            model.reserve(adapter_cache_size)
         self.registry = registry
         self.counts = Counts()
         self._turn = threading.Lock()  # one at a time runs or changes the model
