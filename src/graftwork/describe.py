@@ -19,7 +19,9 @@ from graftwork.core.fusion import FUSIONS
 from graftwork.core.heads import HeadConfig
 from graftwork.core.kinds import ALIASES, NAMED, is_named, read_config, write_config
 from graftwork.core.papers import PAPERS
+from graftwork.costs import costs
 from graftwork.errors import AdapterError, BackboneError, NotFound, UserError
+from graftwork.manifest import Manifest
 from graftwork.registry.package import MANIFEST, read, read_manifest
 from graftwork.registry.store import Registry
 
@@ -38,7 +40,7 @@ def describe(what: str, registry: Registry, *, model: str | None = None, method:
     if (Path(what) / MANIFEST).is_file():
         return _package(Path(what), what)
     if "(" in what:
-        return _composition(parse(what), registry)
+        return _composition(parse(what), registry, model)
     if is_named(what):
         return _method(what, model)
     try:
@@ -209,14 +211,33 @@ def _package(folder: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _composition(tree: Composition, registry: Registry) -> dict[str, Any]:
+def _composition(tree: Composition, registry: Registry, model: str | None) -> dict[str, Any]:
     return {
         "kind": "composition",
         "composition": show(tree),
         "answers": top(tree),
         "adapters": [_member(name, registry) for name in dict.fromkeys(leaves(tree))],
         "fusions": [_member(fuse.name, registry) for fuse in fusions(tree)],
+        "execution": _execution(tree, registry, model),
     }
+
+
+def _execution(tree: Composition, registry: Registry, model: str | None) -> Any:
+    """What running it costs, on `model` or on the base of its packages; or why that is not known."""
+    try:
+        manifests: dict[str, Manifest] = {}
+        stored = {fuse.name: "fusion" for fuse in fusions(tree) if fuse.label}
+        for name, role in (dict.fromkeys(leaves(tree), "adapter") | stored).items():
+            found = registry.resolve(name)
+            manifests[name], contents = read_manifest(found.path)
+            if not contents.parameters(role):
+                raise NotFound(f"{found} holds no {role}")
+        bases = list(dict.fromkeys(one.base.name for one in manifests.values() if one.base.name))
+        if not (model or bases):
+            raise NotFound("its packages name no base; say which with --model")
+        return costs(tree, manifests, model or bases[0])
+    except UserError as error:
+        return f"not known: {error}"
 
 
 def _member(name: str, registry: Registry) -> dict[str, Any]:

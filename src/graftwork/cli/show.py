@@ -16,7 +16,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def show(
     what: Annotated[str, typer.Argument(help="methods, families, a model, method, package or composition")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="count methods, or list sites, on this model")
+        str | None, typer.Option("--model", "-m", help="count methods or a composition, or list sites, on this model")
     ] = None,
     method: Annotated[str | None, typer.Option(help="count only this method on a model")] = None,
     root: Root = None,
@@ -31,6 +31,7 @@ def show(
       graftwork show minilm
       graftwork show bert-base-uncased --method 'double_seq_bn[reduction_factor=12]'
       graftwork show 'Stack(hi, intent)'
+      graftwork show 'Fuse(a, b, c)' --model bert-base-uncased
     """
     described = describe(what, open_registry(root), model=model, method=method)
     if as_json:
