@@ -30,7 +30,6 @@ from measure import alternate
 from safetensors.torch import save_file
 from setups import Setup, parse
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertModel
 from transformers.utils import logging as transformers_logging
@@ -51,6 +50,9 @@ class Side(Crowded, Protocol):
 
     def write(self, setup: Setup) -> None:
         """Write the adapters and the fusion of a setup into the folder."""
+
+    def compile(self) -> None:
+        """torch.compile the model that prepared setups run, in place."""
 
     def prepare(self, setup: Setup, inputs: Inputs) -> tuple[Call, str]:
         """What runs a setup, and a remark. Raises NotImplementedError where the library has no such thing."""
@@ -87,7 +89,7 @@ class Worker:
             case "explain":
                 return profiled(self._rivals, request["calls"])
             case "compile":
-                return compiled(self._rivals, **request)
+                return self.compile(**request)
             case "grow" | "load" as what:
                 return getattr(self.crowd, what)(**request)
             case "switch" | "mixed" as what:
@@ -112,6 +114,21 @@ class Worker:
             assert bare is not None
             self._crowd = Crowd(self._side, lambda inputs: bare(**inputs).last_hidden_state)
         return self._crowd
+
+    def compile(self, rounds: int, clock: str) -> dict[str, Any]:
+        """Compile the base and the model of the prepared setup, for good; the times before and after, in turns."""
+        bare, first = self._bare, {}
+        assert bare is not None
+        with torch.inference_mode():
+            eager = alternate(self._rivals, rounds, clock, warm=2)
+            torch.compile(lambda one: one + 1)(torch.ones(1))  # the compiler itself has to start
+            bare.compile(fullgraph=True)
+            self._side.compile()
+            for name, call in self._rivals.items():
+                start = time.perf_counter()
+                call()
+                first[name] = time.perf_counter() - start
+            return {"first": first, "eager": eager, "compiled": alternate(self._rivals, rounds, clock, warm=2)}
 
     def prepare(self, setup: str, rows: int, tokens: int, output: str) -> dict[str, Any]:
         """Make a setup ready and run it; `output` is where its result goes. Answers how long a call took, in ms."""
@@ -157,22 +174,6 @@ def profiled(rivals: Mapping[str, Callable[[], object]], calls: int) -> dict[str
         name: {key: [found[0][key][0], median(one[key][1] for one in found)] for key in found[0]}
         for name, found in seen.items()
     }
-
-
-def compiled(rivals: Mapping[str, Callable[[], object]], rounds: int, clock: str) -> dict[str, Any]:
-    """torch.compile of the base's call and of the setup's: first calls in seconds, graph breaks, and times in turns."""
-    first, breaks, fast = {}, {}, {}
-    torch._dynamo.reset()
-    with torch.inference_mode():
-        for name, call in rivals.items():
-            counters.clear()
-            fast[name] = torch.compile(call)
-            start = time.perf_counter()
-            fast[name]()
-            first[name] = time.perf_counter() - start
-            breaks[name] = sum(counters["graph_break"].values())
-        calls = {**rivals, **{f"compiled {name}": call for name, call in fast.items()}}
-        return {"first": first, "breaks": breaks, "times": alternate(calls, rounds, clock, warm=2)}
 
 
 def serve(side: Side) -> None:

@@ -40,6 +40,10 @@ class Hub:
         self.loaded |= {*setup.adapters, setup.name}
         self.model.to(self.model.dtype).eval().requires_grad_(False)
 
+    def compile(self) -> None:
+        """As `Side.compile`."""
+        self.model.compile()
+
     def prepare(self, setup: Setup, inputs: Inputs) -> tuple[Call, str]:
         """As `Side.prepare`."""
         self._need(setup)

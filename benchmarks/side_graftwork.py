@@ -60,6 +60,10 @@ class Graftwork:
             if setup.method == "lora" and not (self.folder / "peft" / name).exists():
                 write_peft(package, self.folder / "peft" / name, facts)
 
+    def compile(self) -> None:
+        """As `Side.compile`: its trunk as one graph."""
+        self.model.compile()
+
     def prepare(self, setup: Setup, inputs: Inputs) -> tuple[Call, str]:
         """As `Side.prepare`, and compares the answer with that of the reference executor."""
         self._need(setup)

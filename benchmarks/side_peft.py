@@ -34,6 +34,10 @@ class Peft:
                 self.model.load_adapter(str(self.folder / name), adapter_name=name)
         self.model.eval().requires_grad_(False)
 
+    def compile(self) -> None:
+        """As `Side.compile`."""
+        self.model.compile()
+
     def prepare(self, setup: Setup, inputs: Inputs) -> tuple[Call, str]:
         """As `Side.prepare`; a mixed batch is one of LoRA, and idle LoRA is switched off."""
         if setup.name != "lora" and setup.kind not in ("mixed", "idle"):

@@ -45,7 +45,7 @@ class Remote:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, **quiet},
+                env={**os.environ, **quiet, "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")},
             )
 
     def ask(self, do: str, **fields: Any) -> dict[str, Any]:

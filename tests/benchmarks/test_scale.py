@@ -72,13 +72,13 @@ def test_the_page_holds_what_was_found() -> None:
     grown = {"side": "graftwork", "count": 1000, "add": 2.5, "load": 7.0, "first": None, "again": None, "bytes": 4.2e6}
     mixed = scale.mixture({"base": [10.0], "one": [11.0], "mixed": [12.0]}, rows=32)
     mixed |= {"side": "graftwork", "batch": "32x16", "distinct": 1000, "law": "zipf"}
-    compiled = {"setup": "seq_bn", "batch": "8x8", "seconds": 21.0, "base_seconds": 20.0, "breaks": 0, "base_breaks": 0}
+    compiled = {"setup": "seq_bn", "batch": "8x8", "seconds": 21.0, "base_seconds": 20.0}
     found = {
         "layers": 6, "width": 384, "versions": {"peft": "peft 0"}, "growth": [grown], "mixtures": [mixed], "sweep": [],
-        "compile": [compiled | {"eager": 1.1, "compiled": 1.05, "faster": 1.3}],
+        "compile": [compiled | {"eager": 1.1, "compiled": 1.05, "faster": 1.3, "base_faster": 1.2}],
     }  # fmt: skip
     text = scale.page_of(found, "python benchmarks/scale.py")
     assert "| graftwork | 1,000 | 2.5 | 7.0 | – | – | 4.20 MB |" in text
     assert "| graftwork | 32x16 | 1,000 | zipf | 2667 | 3200 | 1.200 (1.200–1.200) | 1.091 |" in text
-    assert "| seq_bn | 8x8 | 21.0 | 20.0 | 0 (base 0) | 1.100 | 1.050 | 1.30 x |" in text
+    assert "| seq_bn | 8x8 | 21.0 | 20.0 | 1.100 | 1.050 | 1.30 x | 1.20 x |" in text
     assert "## Batch and length" not in text
