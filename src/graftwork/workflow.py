@@ -37,6 +37,8 @@ from graftwork.tasks.task import refuse
 from graftwork.train.data import read_split
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import train as run
+from graftwork.train.sweep import choices, expand
+from graftwork.train.together import train_together as run_together
 
 FIELDS = (
     "text",
@@ -67,6 +69,17 @@ def train(
 ) -> TrainResult:
     """Train what a recipe says and write its package into the recipe's output folder. Raises UserErrors first."""
     return run(recipe, registry=registry, resume=resume, overwrite=overwrite, progress=progress, command=command)
+
+
+def read_recipes(
+    paths: Sequence[Path | str], changes: Mapping[str, Any] | None = None, sweep: Sequence[str] = ()
+) -> list[Recipe]:
+    """Recipe files with some dotted keys changed, once for every choice of what is swept over: `training.seed=0,1`."""
+    chosen = choices(sweep)
+    return [made for path in paths for made in expand(read_recipe(path, changes), chosen)]
+
+
+train_together = run_together  # several recipes over one base in one run, each into its own folder
 
 
 def push(result: TrainResult, registry: Registry, name: str | None = None) -> str:

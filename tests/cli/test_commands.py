@@ -97,6 +97,36 @@ def test_train_writes_a_package_and_prints_scores(typed: Type, shop: Path, tmp_p
     assert "--overwrite" in again.err
 
 
+def test_recipes_train_together_and_fail_alone(typed: Type, shop: Path, tmp_path: Path) -> None:
+    words = ["train", shop / "mood.yaml", "--set", "training.epochs=1", "--set", f"output={tmp_path / 'run'}"]
+    said = typed(
+        *words, "--sweep", "training.max_grad_norm=0.0", "--sweep", "training.learning_rate=1e-2,1e30", "--json"
+    )
+    done, failed = said.json()
+    assert said.code == 1
+    assert done["name"] == "mood-max_grad_norm-0.0-learning_rate-0.01"
+    assert Path(done["folder"]) == tmp_path / "run-max_grad_norm-0.0-learning_rate-0.01"
+    assert failed["name"] == "mood-max_grad_norm-0.0-learning_rate-1e30"
+    assert "training diverged" in failed["error"]
+    assert "mood-max_grad_norm-0.0-learning_rate-1e30: training diverged" in said.err
+    again = typed(*words, "--sweep", "training.max_grad_norm=0.0", "--sweep", "training.learning_rate=1e-2", "--resume")
+    assert again.code == 0
+    assert "run" in again.out
+    assert "1,2" in again.out or "accuracy" in again.out
+
+
+def test_several_recipes_are_asked_for_on_purpose(typed: Type, shop: Path) -> None:
+    said = typed("train", shop / "mood.yaml", shop / "mood.yaml")
+    assert (said.code, said.out) == (2, "")
+    assert "2 recipes: say --together" in said.err
+    said = typed("train", shop / "mood.yaml", "--sweep", "training.seed=0,1", "--push", "mood")
+    assert said.code == 2
+    assert "--push names one package" in said.err
+    said = typed("train", shop / "mood.yaml", shop / "mood.yaml", "--together")
+    assert said.code == 2
+    assert "is the output of 'mood' and of 'mood'" in said.err or "holds a run already" in said.err
+
+
 def test_evaluate_scores_what_was_trained(typed: Type, shop: Path, tmp_path: Path) -> None:
     words = ["evaluate", "mood@1", "--data", shop / "rows.jsonl", *with_base(shop)]
     written = json.loads((shop / "run" / "result.json").read_text())["scores"]["test"]

@@ -153,6 +153,17 @@ def test_stacks_and_fusions_train_beside_others(tmp_path: Path) -> None:
         check_alike(result, alone(recipe, registry))
 
 
+def test_a_base_at_rest_leaves_the_dropout_of_heads_as_it_is_alone(tmp_path: Path) -> None:
+    small.model_folder(tmp_path / "base")  # with dropout, which its heads take over
+    changes: dict[str, Any] = {"training.base_dropout": False, "training.max_steps": 4}
+    made = recipes(tmp_path, {"a": changes, "b": {**changes, "training.batch_size": 3, "training.seed": 1}})
+    found = results(train_together(made))
+    for recipe, result in zip(made, found, strict=True):
+        assert result.package.manifest.head is not None
+        assert result.package.manifest.head.dropout == 0.1
+        check_alike(result, alone(recipe))
+
+
 @pytest.mark.full
 def test_tasks_of_all_kinds_learn_what_they_learn_alone(tmp_path: Path) -> None:
     base = str(folder_without_dropout(tmp_path / "base"))

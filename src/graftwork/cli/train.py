@@ -1,7 +1,7 @@
-"""`graftwork train`: a recipe to a package."""
+"""`graftwork train`: a recipe to a package, or several recipes to packages in one run."""
 
-import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,16 +11,18 @@ from rich.console import Console
 from graftwork.cli.options import AsJson, Root
 from graftwork.cli.printing import emit
 from graftwork.cli.registry import open_registry
+from graftwork.errors import GoalMissed, GraftworkError, RecipeError
 from graftwork.recipe import settings
-from graftwork.train.report import lines, table
-from graftwork.workflow import push, read_recipe, train
+from graftwork.train.outcome import TrainResult
+from graftwork.train.report import lines, table, written
+from graftwork.workflow import push, read_recipes, train, train_together
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
 def command(
-    recipe: Annotated[Path, typer.Argument(help="a recipe file")],
+    recipes: Annotated[list[Path], typer.Argument(help="a recipe file, or several with --together", metavar="RECIPE")],
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="change one value, as in --set training.epochs=3; repeatable")
     ] = None,
@@ -28,6 +30,13 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run in the output folder")] = False,
     push_as: Annotated[
         str | None, typer.Option("--push", help="push the package to the registry under this name")
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="train several recipes over one base in one run")
+    ] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", help="train one recipe with each of several values together; repeatable"),
     ] = None,
     root: Root = None,
     as_json: AsJson = False,
@@ -38,18 +47,46 @@ def command(
     Examples:
       graftwork train examples/support_desk/intent.yaml --push intent
       graftwork train recipe.yaml --set training.epochs=3 --set training.seed=1
+      graftwork train sst2.yaml trec.yaml --together
+      graftwork train recipe.yaml --sweep adapter.reduction_factor=2,8,16,64
     """
+    several = together or bool(sweep)
+    _check(len(recipes), several, push_as)
     registry = open_registry(root)
-    read = read_recipe(recipe, settings(changes or []))
+    read = read_recipes(recipes, settings(changes or []), sweep or [])
     said = " ".join(["graftwork", *sys.argv[1:]])
-    result = train(
-        read, registry, resume=resume, overwrite=overwrite, progress=False if as_json else None, command=said
-    )
+    progress = False if as_json else None
+    if several:
+        found = train_together(
+            read, registry=registry, resume=resume, overwrite=overwrite, progress=progress, command=said
+        )
+        _show([one.name for one in read], found, as_json)
+        return
+    result = train(read[0], registry, resume=resume, overwrite=overwrite, progress=progress, command=said)
     pushed = push(result, registry, push_as) if push_as else None
     if as_json:
-        written = json.loads((result.folder / "result.json").read_text("utf8"))
-        emit(written | {"folder": str(result.folder), "pushed": pushed})
+        emit(written(result) | {"pushed": pushed})
         return
     Console().print(table([result]))
     for line in [*lines(result), *([f"pushed as {pushed}"] if pushed else [])]:
         typer.echo(line)
+
+
+def _check(count: int, several: bool, push_as: str | None) -> None:
+    """Raise RecipeError for options that do not go together."""
+    if count > 1 and not several:
+        raise RecipeError(f"{count} recipes: say --together to train them in one run, or train one after another")
+    if push_as and several:
+        raise RecipeError("--push names one package, and this trains several; push each with graftwork registry push")
+
+
+def _show(names: Sequence[str], found: Sequence[TrainResult | GraftworkError], as_json: bool) -> None:
+    """Print what became of each recipe. Raises GoalMissed that names those that failed."""
+    failed = {name: str(one) for name, one in zip(names, found, strict=True) if isinstance(one, GraftworkError)}
+    done = [one for one in found if not isinstance(one, GraftworkError)]
+    if as_json:
+        emit([*map(written, done), *({"name": name, "error": error} for name, error in failed.items())])
+    elif done:
+        Console().print(table(done))
+    if failed:
+        raise GoalMissed("\n".join(f"{name}: {error}" for name, error in failed.items()))

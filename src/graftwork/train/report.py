@@ -1,6 +1,8 @@
 """The last thing a person sees of a run: a table of what was trained and how good it is, and where the files are."""
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -28,6 +30,12 @@ def table(results: Sequence[TrainResult]) -> Table:
             f"{result.seconds:.0f} s",
         )
     return made
+
+
+def written(result: TrainResult) -> dict[str, Any]:
+    """What lies in result.json, and the folder that it lies in."""
+    contents: dict[str, Any] = json.loads(RunFolder(result.folder).result.read_text("utf8"))
+    return contents | {"folder": str(result.folder)}
 
 
 def lines(result: TrainResult) -> list[str]:
