@@ -29,6 +29,7 @@ from graftwork.core.families import Family, LayerStack, Sublayer
 from graftwork.core.kinds import read_config
 from graftwork.errors import AdapterError, BackboneError
 from tests import tiny
+from tests.hooked import hooked
 from tests.rig import Rig, randomise
 
 
@@ -48,7 +49,7 @@ def test_modules_state_and_weights_of_the_base_are_untouched(family: str) -> Non
     model = tiny.model(family)
     modules, state = {name: id(child) for name, child in model.named_modules()}, frozen_copy(model)
     rig = Rig(family, {"a": "seq_bn", "b": "double_seq_bn"})
-    rig.backbone = Backbone(model)
+    rig.backbone = hooked(model)
     for setup in ("a", "Stack(a, b)"):
         rig.planner.forget()
         output = rig.run(setup, tiny.inputs(family))

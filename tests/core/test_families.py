@@ -12,6 +12,7 @@ from graftwork.core.families import FAMILIES, OF_MODEL_TYPE, LayerStack, family_
 from graftwork.core.probe import Probe, run
 from graftwork.core.site import Delta, Site
 from tests import tiny, zoo
+from tests.hooked import hooked
 
 POST_NORM = {"bert", "bert-decoder", "roberta", "xlm-roberta", "electra", "bert-generation", "distilbert", "albert"}
 POST_NORM |= {"albert-groups", "deberta", "deberta-v2", "deberta-v3", "bart", "plbart", "encoder-decoder", "opt-post"}
@@ -89,7 +90,7 @@ def test_layers_are_counted_over_all_stacks(family: str, order: list[str]) -> No
 
 
 def test_a_layer_that_is_run_again_and_again_is_one_layer() -> None:
-    backbone = Backbone(zoo.model("albert"))
+    backbone = hooked(zoo.model("albert"))
     assert [site.name for site in sites("albert")] == ["layer.0/attn", "layer.0/ffn"]
     times: list[int] = []
     run(backbone, zoo.inputs("albert"), Probe({0: lambda reading: times.append(reading.output.shape[0])}))
@@ -105,7 +106,7 @@ def test_towers_have_widths_of_their_own() -> None:
 @pytest.mark.parametrize("family", ["clip", "llava", "paligemma", "gemma3"])
 @pytest.mark.parametrize("stack", ["text", "vision"])
 def test_a_change_in_one_tower_alone_moves_the_output(family: str, stack: str) -> None:
-    backbone, inputs = Backbone(zoo.model(family)), zoo.inputs(family)
+    backbone, inputs = hooked(zoo.model(family)), zoo.inputs(family)
     plain = run(backbone, inputs)
     first = next(site.index for site in backbone.sites if site.stack == stack)
     changed = run(backbone, inputs, Probe({first: lambda reading: Delta(torch.randn_like(reading.output))}))

@@ -19,6 +19,7 @@ from graftwork.core.hooks import Runtime
 from graftwork.core.site import Delta, Reading
 from graftwork.errors import BackboneError, RoutingError
 from tests import tiny, zoo
+from tests.hooked import hooked
 
 
 class Push:
@@ -67,7 +68,7 @@ def test_without_a_route_the_model_is_the_base(family: str) -> None:
     inputs = tiny.inputs(family)
     with torch.no_grad():
         expected = tiny.model(family)(**inputs)[0]
-        backbone = Backbone(tiny.model(family))
+        backbone = hooked(tiny.model(family))
         assert torch.equal(backbone.model(**inputs)[0], expected)
         assert torch.equal(run(backbone, None, inputs), expected)
         assert not torch.allclose(run(backbone, Push(0.5), inputs), expected)
@@ -76,7 +77,7 @@ def test_without_a_route_the_model_is_the_base(family: str) -> None:
 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_change_is_written_before_the_add_or_after_the_norm(after: bool) -> None:
-    backbone = Backbone(tiny.model("bert"))
+    backbone = hooked(tiny.model("bert"))
     backbone.trunk.encoder.layer = backbone.trunk.encoder.layer[:1]
     layer: Any = backbone.trunk.encoder.layer[0]
     inputs = tiny.inputs("bert")
@@ -92,14 +93,14 @@ def test_a_change_is_written_before_the_add_or_after_the_norm(after: bool) -> No
 
 def test_a_change_of_zero_is_the_base_to_the_last_bit() -> None:
     for family in tiny.MAKERS:
-        backbone, inputs = Backbone(tiny.model(family)), tiny.inputs(family)
+        backbone, inputs = hooked(tiny.model(family)), tiny.inputs(family)
         plain = run(backbone, None, inputs)
         assert torch.equal(run(backbone, Push(0.0), inputs), plain), family
         assert torch.equal(run(backbone, Push(0.0, after=True), inputs), plain), family
 
 
 def test_an_exception_leaves_nothing_behind() -> None:
-    backbone, inputs = Backbone(tiny.model("bert")), tiny.inputs("bert")
+    backbone, inputs = hooked(tiny.model("bert")), tiny.inputs("bert")
     plain = run(backbone, None, inputs)
     with pytest.raises(ZeroDivisionError):
         run(backbone, Fail(), inputs)
@@ -110,18 +111,18 @@ def test_an_exception_leaves_nothing_behind() -> None:
 
 
 def test_a_forward_cannot_be_entered_again_but_can_be_called_again() -> None:
-    backbone, inputs = Backbone(tiny.model("llama")), tiny.inputs("llama")
+    backbone, inputs = hooked(tiny.model("llama")), tiny.inputs("llama")
     with pytest.raises(RoutingError, match=r"already running a forward in this thread.*after the outer forward"):
         run(backbone, Calls(lambda: run(backbone, Push(1.0), inputs)), inputs)
     assert at_rest(backbone.runtime)
-    other = Backbone(tiny.model("llama", seed=1))
+    other = hooked(tiny.model("llama", seed=1))
     run(backbone, Calls(lambda: run(other, Push(1.0), inputs)), inputs)  # two models do not disturb each other
     assert at_rest(backbone.runtime)
     assert at_rest(other.runtime)
 
 
 def test_threads_with_different_routes_get_their_own_answers() -> None:
-    backbone, inputs = Backbone(tiny.model("bert")), tiny.inputs("bert")
+    backbone, inputs = hooked(tiny.model("bert")), tiny.inputs("bert")
     routes = [None, Push(0.5), Push(-0.5), Push(1.0, after=True)]
     expected = [run(backbone, route, inputs) for route in routes]
     wrong: list[int] = []
@@ -143,7 +144,7 @@ def test_threads_with_different_routes_get_their_own_answers() -> None:
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
 @pytest.mark.parametrize("family", ["bert", "llama", "t5"])
 def test_a_copy_has_hooks_and_a_runtime_of_its_own(family: str, copier: Callable[[Any], Any]) -> None:
-    original, inputs = Backbone(tiny.model(family)), tiny.inputs(family)
+    original, inputs = hooked(tiny.model(family)), tiny.inputs(family)
     plain, pushed = run(original, None, inputs), run(original, Push(0.5), inputs)
     seen: list[Tensor] = []
     twin: Backbone = copier(original)
@@ -157,7 +158,7 @@ def test_a_copy_has_hooks_and_a_runtime_of_its_own(family: str, copier: Callable
 
 
 def test_a_copy_made_in_mid_forward_starts_at_rest() -> None:
-    backbone, inputs = Backbone(tiny.model("bert")), tiny.inputs("bert")
+    backbone, inputs = hooked(tiny.model("bert")), tiny.inputs("bert")
     copies: list[Runtime] = []
     run(backbone, Calls(lambda: copies.append(copy.deepcopy(backbone.runtime))), inputs)
     assert at_rest(copies[0])
@@ -182,7 +183,7 @@ class Learned:
 
 
 def gradients(model: PreTrainedModel, between: Any, recompute: bool) -> list[Tensor]:
-    backbone, inputs = Backbone(model), tiny.inputs(model.config.model_type)
+    backbone, inputs = hooked(model), tiny.inputs(model.config.model_type)
     backbone.model.train()
     for module in backbone.model.modules():
         if isinstance(module, nn.Dropout):
@@ -205,7 +206,7 @@ def gradients(model: PreTrainedModel, between: Any, recompute: bool) -> list[Ten
 @pytest.mark.parametrize("family", ["bert", "llama", "t5"])
 def test_recomputed_layers_run_under_the_route_of_their_forward(family: str) -> None:
     plain = gradients(tiny.model(family), between=None, recompute=False)
-    assert len(plain) == [site.place for site in Backbone(tiny.model(family)).sites].count("sublayer")
+    assert len(plain) == [site.place for site in hooked(tiny.model(family)).sites].count("sublayer")
     for between in (None, Push(3.0)):
         found = gradients(tiny.model(family), between, recompute=True)
         for one, other in zip(found, plain, strict=True):
@@ -247,7 +248,7 @@ def test_a_backward_inside_another_forward_keeps_both_routes() -> None:
 )
 def test_modules_that_do_not_behave_as_described_are_named(site: Sublayer, message: str) -> None:
     family = Family(("llama",), (LayerStack("", "layers", (site,)),))
-    backbone = Backbone(tiny.model("llama"), family)
+    backbone = hooked(tiny.model("llama"), family)
     with pytest.raises(BackboneError, match=rf"site layer\.0/ffn: a Llama.*{message}"):
         run(backbone, Push(1.0), tiny.inputs("llama"))
     assert at_rest(backbone.runtime)
@@ -255,11 +256,11 @@ def test_modules_that_do_not_behave_as_described_are_named(site: Sublayer, messa
 
 def test_hooks_are_bound_methods_of_picklable_objects() -> None:
     model = tiny.model("bert")
-    Backbone(model)
+    hooked(model)
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
     assert len(hooks) == 14  # two where masks end
     assert not any(isinstance(hook, partial) or hook.__name__ == "<lambda>" for hook in hooks)
-    assert OF_MODEL_TYPE["bert"] is Backbone(tiny.model("bert")).family
+    assert OF_MODEL_TYPE["bert"] is hooked(tiny.model("bert")).family
 
 
 # -- sub-layers that are not one after another --
@@ -278,7 +279,7 @@ class Count:
 
 
 def test_side_by_side_the_second_sublayer_adds_to_the_stream_after_the_first() -> None:
-    backbone = Backbone(zoo.model("gptj"))
+    backbone = hooked(zoo.model("gptj"))
     block: Any = backbone.trunk.h[0]
     backbone.trunk.h = backbone.trunk.h[:1]
     backbone.trunk.ln_f = nn.Identity()
@@ -302,7 +303,7 @@ def test_side_by_side_the_second_sublayer_adds_to_the_stream_after_the_first() -
 
 def test_a_module_that_serves_both_sublayers_is_each_ones_in_turn() -> None:
     for family in ("vit", "beit", "dinov2"):
-        backbone, seen = Backbone(zoo.model(family)), Count()
+        backbone, seen = hooked(zoo.model(family)), Count()
         run(backbone, seen, zoo.inputs(family))
         assert list(seen.residuals) == [site.index for site in backbone.sites if site.place == "sublayer"], family
         assert not torch.equal(seen.residuals[0], seen.residuals[1])
@@ -310,13 +311,13 @@ def test_a_module_that_serves_both_sublayers_is_each_ones_in_turn() -> None:
 
 def test_rows_and_tokens_that_a_block_joins_are_apart_for_adapters() -> None:
     for family in ("opt", "opt-post"):
-        backbone, seen = Backbone(zoo.model(family)), Count()
+        backbone, seen = hooked(zoo.model(family)), Count()
         run(backbone, seen, zoo.inputs(family, rows=3, tokens=6))
         assert seen.shapes == [(3, 6, zoo.WIDTH)] * 4, family
 
 
 def test_linears_of_joined_rows_and_tokens_are_read_apart() -> None:
-    backbone = Backbone(zoo.model("opt"))
+    backbone = hooked(zoo.model("opt"))
     linears = [site for site in backbone.sites if site.name.startswith("layer.1/ffn.")]
     for site in linears:
         backbone.open(site)
@@ -343,7 +344,7 @@ def test_linears_of_joined_rows_and_tokens_are_read_apart() -> None:
 
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_on_a_branch_with_a_norm_a_change_is_before_or_after_it(place: str) -> None:
-    backbone = Backbone(zoo.model("gemma2"))
+    backbone = hooked(zoo.model("gemma2"))
     layer: Any = backbone.trunk.layers[0]
     backbone.trunk.layers = backbone.trunk.layers[:1]
     backbone.trunk.norm = nn.Identity()
@@ -368,7 +369,7 @@ def test_a_residual_that_never_came_is_noticed_where_no_module_is_shared() -> No
     right = OF_MODEL_TYPE["llama"].stacks[0]
     lost = Sublayer("ffn", "mlp.down_proj", "input_layernorm", beside="cross")
     wrong = Family(("llama",), (LayerStack("", right.layers, (right.sites[0], lost)),))
-    backbone = Backbone(tiny.model("llama"), wrong)
+    backbone = hooked(tiny.model("llama"), wrong)
     with pytest.raises(BackboneError, match="ran before its residual was seen"):
         run(backbone, Push(1.0), tiny.inputs("llama"))
 
@@ -386,7 +387,7 @@ class Masks:
 
 @pytest.mark.parametrize("family", ["clip", "siglip", "llava", "paligemma", "gemma3", "bart", "wav2vec2"])
 def test_every_stack_is_told_which_of_its_own_tokens_are_real(family: str) -> None:
-    backbone, inputs = Backbone(zoo.model(family)), zoo.inputs(family)
+    backbone, inputs = hooked(zoo.model(family)), zoo.inputs(family)
     if family == "wav2vec2":
         mask = torch.ones_like(inputs["input_values"], dtype=torch.long)
         mask[1, 32:] = 0
@@ -406,7 +407,7 @@ def test_every_stack_is_told_which_of_its_own_tokens_are_real(family: str) -> No
 
 
 def test_a_step_with_a_cache_is_told_how_many_tokens_there_were() -> None:
-    backbone, ids = Backbone(tiny.model("llama")), tiny.inputs("llama")["input_ids"]
+    backbone, ids = hooked(tiny.model("llama")), tiny.inputs("llama")["input_ids"]
     route = Masks(backbone)
     with torch.no_grad(), backbone.runtime.running(route):
         first = backbone.trunk(input_ids=ids[:, :5], use_cache=True)

@@ -2,14 +2,14 @@
 
 import torch
 
-from graftwork.core.backbone import Backbone
 from graftwork.core.probe import Probe, run
 from graftwork.core.site import Delta
 from tests import tiny
+from tests.hooked import hooked
 
 
 def test_a_probe_changes_its_sites_and_no_others() -> None:
-    backbone, inputs = Backbone(tiny.model("llama")), tiny.inputs("llama")
+    backbone, inputs = hooked(tiny.model("llama")), tiny.inputs("llama")
     last = backbone.last
     backbone.trunk.norm = torch.nn.Identity()
     plain = run(backbone, inputs)

@@ -52,17 +52,15 @@ class Abreast(BatchRoute):
         with many than with few."""
         if not any(route is not None and route.runs_at(site) for route, _ in self.parts):
             return None
-        self._copies(reading.output.shape[0])
-        sizes = [rows for _, rows in self.parts]
-        outputs, residuals = torch.split(reading.output, sizes), torch.split(reading.residual, sizes)
-        masks = [None] * len(sizes) if reading.mask is None else torch.split(reading.mask, sizes)
+        self._copies(reading.like.shape[0])
+        readings = reading.split([rows for _, rows in self.parts])
         changes = []
-        for (route, _), output, residual, mask in zip(self.parts, outputs, residuals, masks, strict=True):
-            own = replace(reading, output=output, residual=residual, mask=mask)
+        for (route, _), own in zip(self.parts, readings, strict=True):
             changes.append((route.delta(site, own) if route is not None else None) or NO_DELTA)
+        likes = [own.like for own in readings]
         return Delta(
-            _joined([change.before for change in changes], outputs),
-            _joined([change.after for change in changes], outputs),
+            _joined([change.before for change in changes], likes),
+            _joined([change.after for change in changes], likes),
         )
 
 

@@ -45,12 +45,12 @@ class Pass:
             return before.plus(slab(reading, before, self._traced(copies)))
         if self.rows is None:
             return before.plus(slab(reading, before, self._items(copies)))
-        rows = self._rows_on(reading.output.device, copies)
+        rows = self._rows_on(reading.like.device, copies)
         own = Delta(*(None if part is None else narrow(part, rows, None) for part in (before.before, before.after)))
         change = slab(reading.narrow(rows, None), own, self._items(copies))
         return Delta(
-            _added(before.before, change.before, rows, reading.output),
-            _added(before.after, change.after, rows, reading.output),
+            _added(before.before, change.before, rows, reading.like),
+            _added(before.after, change.after, rows, reading.like),
         )
 
     def _traced(self, copies: int) -> Traced:

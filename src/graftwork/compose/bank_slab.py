@@ -184,7 +184,7 @@ class Slab:
 
 def _plain(node: Plain, reading: Reading, delta: Delta, routing: Routing | Traced) -> Delta:
     (down, start), (up, constant) = node.down, node.up
-    x, out = node.read(reading, delta), reading.output.dtype
+    x, out = node.read(reading, delta), reading.like.dtype
     flat = x.reshape(-1, x.shape[-1])
     z = node.activation(product(flat.to(down.dtype), down, start, None, routing))
     change = product(z, up, constant, None, routing).view(*x.shape[:-1], up.shape[-1]).to(out)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from graftwork.compose.needs import check_needs
 from graftwork.compose.records import FusionRecord
 from graftwork.compose.tree import Composition, Fuse, fusions, leaves, show
-from graftwork.core.adapter import Adapter, MethodConfig
+from graftwork.core.adapter import Adapter, MethodConfig, uses_of
 from graftwork.core.backbone import Backbone
 from graftwork.core.fusion import Fusion, FusionConfig
 from graftwork.core.heads import Head, HeadConfig
@@ -22,7 +22,7 @@ from graftwork.core.heads_facts import width_of
 from graftwork.core.heads_table import build_head
 from graftwork.core.merge import Kept
 from graftwork.core.quirks import COUNTS_PREFIXES, View
-from graftwork.core.site import Site
+from graftwork.core.site import EVERYTHING, Site, Uses
 from graftwork.errors import AdapterError
 
 OUR_SEMANTICS = "graftwork-1"
@@ -76,8 +76,8 @@ class Parts(nn.Module):
             )
         if shared is not None:
             _placed(shared, backbone, next(iter(modules)))
-        for site in modules:
-            backbone.open(site)
+        for site, module in modules.items():
+            backbone.open(site, uses_of(module) if semantics == OUR_SEMANTICS else EVERYTHING)
         self.store("adapters", name, modules, shared)
         self._read_as("adapters", name, semantics, backbone)
         self.adapter_configs[name] = config
@@ -101,6 +101,9 @@ class Parts(nn.Module):
         modules = {site: _placed(Fusion(site.width, config), backbone, site) for site in chosen}
         if not modules:
             raise AdapterError(f"{show(tree)}: the members share no site, so there is nothing to fuse")
+        parts = config.query_before_ln or config.residual_before
+        for site in modules:
+            backbone.open(site, Uses(parts=parts, after=False) if ours else EVERYTHING)
         self.store("fusions", tree.name, modules)
         self.fusion_records[tree.name] = FusionRecord(show(tree), config)
         self._read_as("fusions", tree.name, semantics, backbone)

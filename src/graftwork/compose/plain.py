@@ -42,7 +42,7 @@ class Plain:
         """What the composition changes, (B, T, D), given what was changed before. RoutingError as `Wide`."""
         check_norm(reading, self.normed)
         (down, start), (up, constant) = self.down, self.up
-        x, out = self.read(reading, delta), reading.output.dtype
+        x, out = self.read(reading, delta), reading.like.dtype
         z = self.activation(functional.linear(x if x.dtype is down.dtype else x.to(down.dtype), down, start))
         change = functional.linear(z, up, constant)
         change = change if change.dtype is out else change.to(out)
@@ -88,11 +88,19 @@ def shortest(wide: Wide) -> Wide | Plain:
 
 def _reader(terms: Terms, normed: bool) -> _Read | None:
     if terms == ((OUTPUT, 1.0),):
-        return Reading.hidden
+        return _hidden
     if terms == ((RESIDUAL, 1.0),):
         return _residual
     stream = ((AFTER, 1.0), (_FIRST_NORM, 1.0)) if normed else (*_STREAM, (AFTER, 1.0))
-    return Reading.stream if terms == stream else None
+    return _stream if terms == stream else None
+
+
+def _hidden(reading: Reading, delta: Delta) -> Tensor:
+    return reading.hidden(delta)
+
+
+def _stream(reading: Reading, delta: Delta) -> Tensor:
+    return reading.stream(delta)
 
 
 def _residual(reading: Reading, delta: Delta) -> Tensor:

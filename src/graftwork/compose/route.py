@@ -73,35 +73,35 @@ class BatchRoute:
         of_groups = self._of_groups(site, reading)
         if self.banked is None or not self.banked.runs_at(site):
             return of_groups
-        copies = self._copies(reading.output.shape[0])
+        copies = self._copies(reading.like.shape[0])
         self._check_tokens(reading)
         change = self.banked.delta(site, reading, copies)
         return change if of_groups is None else change.plus(of_groups)  # other rows: zero in one of them
 
     def _of_groups(self, site: int, reading: Reading) -> Delta | None:
+        if len(self.groups) == 1 and self.groups[0].whole:  # what most calls are, asked at every site
+            node = self.groups[0].program[site]
+            return None if node is None else node(reading, NO_DELTA)
         active = [group for group in self.groups if group.program[site] is not None]
         if not active:
             return None
-        node = active[0].program[site]
-        if active[0].whole and node is not None:
-            return node(reading, NO_DELTA)
-        copies = self._copies(reading.output.shape[0])
+        copies = self._copies(reading.like.shape[0])
         self._check_tokens(reading)
         before: Tensor | None = None
         after: Tensor | None = None
         for group in active:
             node = group.program[site]
             assert node is not None
-            rows = group.rows_on(reading.output.device, copies)
+            rows = group.rows_on(reading.like.device, copies)
             change = node(reading.narrow(rows, group.tokens), NO_DELTA)
-            before = _placed(before, change.before, rows, group.tokens, reading.output)
-            after = _placed(after, change.after, rows, group.tokens, reading.output)
+            before = _placed(before, change.before, rows, group.tokens, reading.like)
+            after = _placed(after, change.after, rows, group.tokens, reading.like)
         return Delta(before, after)
 
     def _check_tokens(self, reading: Reading) -> None:
-        if self.tokens is not None and reading.output.shape[1] != self.tokens:
+        if self.tokens is not None and reading.like.shape[1] != self.tokens:
             raise CompositionError(
-                f"Split covers {self.tokens} tokens, but the sequence at this site has {reading.output.shape[1]}"
+                f"Split covers {self.tokens} tokens, but the sequence at this site has {reading.like.shape[1]}"
             )
 
     def positions(self, site: int, reading: Reading) -> Positions | None:

@@ -23,10 +23,10 @@ class Run:
     __slots__ = ("dtype", "norm", "out", "registers", "shape", "sources", "sums")
 
     def __init__(self, reading: Reading, delta: Delta, dtype: torch.dtype) -> None:
-        self.shape = reading.output.shape
+        self.shape = reading.like.shape
         self.norm = reading.norm
-        self.dtype, self.out = dtype, reading.output.dtype  # of the weights, and of the result
-        self.sources: list[Tensor | None] = [reading.hidden(delta), reading.residual, delta.after]
+        self.dtype, self.out = dtype, reading.like.dtype  # of the weights, and of the result
+        self.sources: list[Tensor | None] = [*reading.sources(delta), delta.after]
         self.registers: list[Tensor] = []
         self.sums: dict[Terms, Tensor | None] = {}
 

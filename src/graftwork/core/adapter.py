@@ -18,7 +18,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from graftwork.core.site import Delta, Positions, Reading, Site
+from graftwork.core.site import EVERYTHING, Delta, Positions, Reading, Site, Uses
 
 
 @dataclass(frozen=True)
@@ -123,3 +123,8 @@ class Prompt(Protocol):
     def lengthened(self, row: Tensor, fill: int) -> Tensor:
         """A mask or labels (B, T) for the longer rows, (B, P + T), with `fill` where the prompt is."""
         ...
+
+
+def uses_of(module: object) -> Uses:
+    """What a module uses of a sub-layer: what its `uses` says, everything where it has none."""
+    return getattr(module, "uses", EVERYTHING)

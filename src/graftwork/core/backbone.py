@@ -1,11 +1,11 @@
-"""The frozen transformer: loaded by id, folder or instance, frozen, with hooks placed at its sites once and for all.
+"""The frozen transformer: loaded by id, folder or instance, frozen, with hooks where something attaches to it.
 
 The module tree, the state dict and the weights of the model stay untouched: hooks add no parameters, and the only thing
 that changes is `requires_grad`. The one file that loads transformers' models.
 """
 
 from collections.abc import Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
@@ -28,15 +28,16 @@ from graftwork.core.adapter import Ground
 from graftwork.core.discover import Discovery, discover
 from graftwork.core.families import Family, family_of
 from graftwork.core.fingerprint import fingerprint
-from graftwork.core.hooks import Runtime, SiteHook
+from graftwork.core.hooks import Runtime
 from graftwork.core.locate import Columns, Located, holders_of, layers_of, locate
+from graftwork.core.openings import Openings
 from graftwork.core.outlet import outlet_of
 from graftwork.core.plain import PlainModel, inside
 from graftwork.core.proof import prove_found
 from graftwork.core.quirks import View, view_of
 from graftwork.core.shapes import SHAPES
-from graftwork.core.site import Site
-from graftwork.core.taps import HeadTap, tap_of, weight_of
+from graftwork.core.site import EVERYTHING, Site, Uses
+from graftwork.core.taps import weight_of
 from graftwork.errors import AdapterError, BackboneError
 
 _OPTIONS = ("output_hidden_states", "output_attentions", "output_router_logits")  # reach the layers through **kwargs
@@ -70,31 +71,26 @@ class Backbone:
         self._located = locate(self.trunk, family, given.config)  # every module found before the first hook
         self.sites: tuple[Site, ...] = tuple(located.site for located in self._located)
         self.embedded = next((site.index for site in self.sites if site.place == "embed"), None)
-        self._open: set[int] = set()
+        self._openings = Openings(self._located, self.runtime, given.get_output_embeddings, self.discovery is None)
         handles: list[RemovableHandle] = []
-        for located in self._located:
-            if located.site.place == "sublayer":
-                handles += SiteHook(located, self.runtime, self._beside(located.site)).place()
-                self._open.add(located.site.index)
         plain = isinstance(given, PlainModel)
         for module in [given] if plain else holders_of(self.trunk, family):  # a plain module calls a mask otherwise
             handles.append(module.register_forward_pre_hook(self.runtime.see, with_kwargs=True))
             handles.append(module.register_forward_hook(self.runtime.leave, always_call=True))
+        for layer in (layer for stack in family.stacks for layer in layers_of(self.trunk, stack)):
+            handles.append(layer.register_forward_pre_hook(self.runtime.ask))
         if plain:
             handles.append(given.listen())
         if self.discovery is not None:
             probe = given.named(self.discovery.inputs) if plain else self.discovery.inputs
-            prove_found(self, probe, self.discovery.report, handles)
+            try:
+                prove_found(self, probe, self.discovery.report)
+            except BackboneError:
+                for handle in handles:
+                    handle.remove()
+                raise
         model.requires_grad_(False)
         given.disable_input_require_grads()  # they would put every layer below the first adapter into the graph
-
-    def _beside(self, site: Site) -> int | None:
-        """The site whose residual is the stream after this one, where a block adds both to one residual."""
-        for one in self._located:
-            same = (one.site.stack, one.site.layer) == (site.stack, site.layer)
-            if same and one.row is not None and one.row.beside == site.kind:
-                return one.site.index
-        return None
 
     @property
     def located(self) -> tuple[Located, ...]:
@@ -108,17 +104,13 @@ class Backbone:
     def _layers_with(self, site: Site) -> list[nn.Module]:
         return layers_of(self.trunk, next(stack for stack in self.family.stacks if stack.name == site.stack))
 
-    def open(self, site: Site) -> None:
-        """Place the hooks of a site that is no sub-layer, when something attaches there; nothing where they are."""
-        if site.index in self._open:
-            return
-        located = self._located[site.index]
-        tap_of(located, self.runtime).place()
-        vocabulary = self.model.get_output_embeddings() if site.place == "embed" else None
-        if vocabulary is not None:
-            HeadTap(site.index, self.runtime, vocabulary).place()
-        self._open.add(site.index)
-        self.runtime.opened += f"{site.index}-"
+    def open(self, site: Site, uses: Uses = EVERYTHING) -> None:
+        """Place the hooks of a site, when something attaches there; nothing where they are. Compile a model after."""
+        self._openings.open(site, uses)
+
+    def close(self) -> None:
+        """Take the hooks of every sub-layer off again: what a proof placed to look at them."""
+        self._openings.close()
 
     def ground(self, site: Site, shared: nn.Module | None = None) -> Ground:
         """What a module at a site may stand on: the frozen weight or norm there, and what its adapter shares."""
@@ -185,14 +177,13 @@ class Backbone:
     def check_inputs(self, names: Iterable[str], trunk_only: bool) -> None:
         """Raise AdapterError for an input that the forward does not name: its **kwargs would swallow it unseen."""
         model = self.trunk if trunk_only else self.model
-        parameters = list(signature(type(model).forward).parameters.values())[1:]  # without self
-        named = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-        if isinstance(model, PlainModel):
-            parameters, named = [], model.input_names
-        unknown = sorted(set(names) - {*named, *(_OPTIONS if len(named) < len(parameters) else ())})
+        kind: Any = type(model)
+        named = model.input_names if isinstance(model, PlainModel) else _inputs_of(kind)
+        unknown = [name for name in names if name not in named]
         if unknown:
+            listed = ", ".join(name for name in named if name not in _OPTIONS)
             raise AdapterError(
-                f"{type(model).__name__} takes no {', '.join(unknown)}; leave it out. It takes: {', '.join(named)}"
+                f"{kind.__name__} takes no {', '.join(sorted(unknown))}; leave it out. It takes: {listed}"
             )
 
     def run_trunk(self, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[Any, Tensor | None]:
@@ -222,6 +213,14 @@ class Backbone:
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.model, self.trunk)
         return self._fingerprint
+
+
+@cache
+def _inputs_of(model: type[nn.Module]) -> tuple[str, ...]:
+    """What the forward of a class takes by name, and the options that its **kwargs carry further."""
+    parameters = list(signature(model.forward).parameters.values())[1:]  # without self
+    named = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    return (*named, *(_OPTIONS if len(named) < len(parameters) else ()))
 
 
 def _check_whole(model: PreTrainedModel) -> None:

@@ -18,7 +18,7 @@ Knows nothing of layers, names, files or compositions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -35,7 +35,7 @@ from graftwork.core.invertible import Glow, Nice
 from graftwork.core.norms import TrainedEmbeddingNorm, TrainedNorm
 from graftwork.core.options import goes_to
 from graftwork.core.phm import PHM, SharedPHM
-from graftwork.core.site import Delta, Reading, Site
+from graftwork.core.site import Delta, Reading, Site, Uses
 from graftwork.errors import AdapterError
 
 
@@ -153,7 +153,7 @@ class Bottleneck(nn.Module):
         carried = None
         if self.config.adapter_residual_before_ln and not self.config.is_parallel:
             carried = self.carried(reading, delta).to(self.dtype)
-        return self.finish(self.propose(x), x, carried).to(reading.output.dtype)
+        return self.finish(self.propose(x), x, carried).to(reading.like.dtype)
 
     def propose(self, x: Tensor) -> Tensor:
         """scale · up(f(down(x))), (B, T, D): what comes out of the bottleneck for x (B, T, D)."""
@@ -180,7 +180,7 @@ class Bottleneck(nn.Module):
         carried, anchor = self._carries, "stream" if self.writes_after else "hidden"
         if carried != anchor:
             change = change + (self._term(carried, reading, delta) - self._term(anchor, reading, delta))
-            change = change.to(reading.output.dtype)
+            change = change.to(reading.like.dtype)
         if self.writes_after and (reading.norm is not None or reading.inner is not None):
             return Delta(after=change)
         if self.norm is None:
@@ -197,6 +197,15 @@ class Bottleneck(nn.Module):
         return self._term(self._carries, reading, delta)
 
     @property
+    def uses(self) -> Uses:
+        """What it uses of a sub-layer besides the stream: h₀ or r by itself, the place behind the norm."""
+        config = self.config
+        terms = {self._carries, "stream" if self.writes_after else "hidden"}
+        carried = config.adapter_residual_before_ln and self._carries == "hidden"
+        apart = config.is_parallel or not config.original_ln_before or carried or (len(terms) > 1 and "hidden" in terms)
+        return Uses(parts=apart, after=self.writes_after or self.norm is not None)
+
+    @property
     def _carries(self) -> str:
         if self.config.is_parallel or self.config.residual_before_ln is True or not self.config.original_ln_before:
             return "hidden"  # without original_ln_before nothing was read but h₀ + Δ
@@ -208,7 +217,7 @@ class Bottleneck(nn.Module):
             return reading.hidden(delta)
         if kind == "stream":
             return reading.stream(delta)
-        return replace(reading, norm=None).stream(Delta(before=delta.before))  # what the norm reads
+        return reading.total(delta)
 
 
 def _drop_rows(u: Tensor, probability: float) -> Tensor:

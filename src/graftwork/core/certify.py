@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from graftwork.core.backbone import Backbone
 from graftwork.core.certify_linears import linear_differences
 from graftwork.core.families import Family
-from graftwork.core.probe import run
+from graftwork.core.probe import open_sublayers, run
 from graftwork.core.proof import prove, require
 from graftwork.errors import BackboneError
 
@@ -49,6 +49,7 @@ def certify(
     model.eval()
     try:
         backbone = Backbone(model, family)
+        open_sublayers(backbone)
         plain = run(backbone, inputs)
         found: dict[str, float] = {}
         for located in (one for one in backbone.located if one.row is not None):

@@ -1,8 +1,4 @@
-"""The hooks that connect a frozen model to its sites, and the one object that carries a route through one forward.
-
-Hooks are placed once, when the backbone is made, on submodules *inside* the layers: torch.compile does not guard hooks
-(one added later is silently ignored), and transformers records hidden states by hooks on the layers themselves, which a
-hook on a layer could miss. Hooks are bound methods, so `deepcopy` of a model gets hooks of its own, not the original's.
+"""The one object that carries a route through one forward, from the call to the hooks at the sites.
 
 Hooks cannot see the arguments of the outer forward. So a `Runtime` holds the route for the length of exactly one
 forward: set on entry, cleared in `finally`. A second thread waits; a re-entered forward is an error. No thread-locals:
@@ -17,11 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from graftwork.core.locate import Located
-from graftwork.core.site import Positions, Reading, Route
-from graftwork.errors import BackboneError, RoutingError
+from graftwork.core.site import Positions, Route
+from graftwork.errors import RoutingError
 
 
 class Runtime:
@@ -36,9 +30,7 @@ class Runtime:
         self.words: Tensor | None = None  # rows (V', D) that are looked up in the place of the base's own
         self.rows = 1  # B at the last sub-layer that kept rows and tokens apart
         self.outer: list[Tensor | None] = []  # the masks of the callers of what runs
-        # which sites have hooks that were placed later; asked in every forward, for torch.compile guards what is asked
-        # and not hooks: what it compiled without one would serve for a model of the same class that has it
-        self.opened = "-"
+        self.opened = "-"  # which hooks there are, asked by every layer
         self._turn = threading.Lock()
         self._owner: int | None = None
 
@@ -80,13 +72,22 @@ class Runtime:
             self.route, self.mask, self.residuals, self.pending, self.prefixes, self.outer = before
             self.words = spoken
 
+    def ask(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook on every layer: it asks which hooks there are.
+
+        torch.compile guards what is asked and not hooks. What it compiled without one would serve on when the hook is
+        there, and for another model of the class that has it.
+        """
+        if not self.opened:
+            raise AssertionError("the text of what is open is never empty")
+
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Forward pre-hook on the trunk and on what holds a stack: which tokens are real there, (B, T).
 
         A decoder has a mask of its own, a vision tower none, and each step of `generate` one that speaks of the tokens
         in the cache too. What is called with a mask that is worked out already (B, 1, T, T) keeps that of its caller.
         """
-        if not self.opened or self.route is None:
+        if self.route is None:
             return
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         told = mask if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2) else self.mask
@@ -119,87 +120,3 @@ def _all_real(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None
         return None
     rows, tokens = entering.shape[:2]
     return torch.ones(rows, earlier + tokens, dtype=torch.long, device=entering.device)
-
-
-class SiteHook:
-    """The hooks of one sub-layer site: catch the residual, change the output, change what leaves the norm.
-
-    feeds: the site beside it, whose residual is the stream after this one.
-    """
-
-    def __init__(self, located: Located, runtime: Runtime, feeds: int | None = None) -> None:
-        self.site = located.site
-        self.index = located.site.index
-        self.runtime = runtime
-        self.norm = located.modules.get("norm")
-        self.inner = located.modules.get("inner")
-        self.position, self.keyword = located.argument
-        self.shared = located.row is not None and located.row.shared
-        self.flat = located.row is not None and located.row.flat
-        self.feeds = feeds
-        self.located = located
-
-    def place(self) -> list[RemovableHandle]:
-        """Register the hooks; what is returned takes them off again."""
-        modules, row = self.located.modules, self.located.row
-        placed = [modules["output"].register_forward_hook(self.change)]
-        if row is None or row.beside is None:
-            placed.append(modules["residual"].register_forward_pre_hook(self.catch, with_kwargs=True))
-        last = modules.get("norm", modules.get("inner"))
-        if last is not None:
-            placed.append(last.register_forward_hook(self.finish))
-        return placed
-
-    def catch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Forward pre-hook on the module that receives the residual r."""
-        if self.runtime.route is not None and self.runtime.opened:
-            residual = args[self.position] if self.position < len(args) else kwargs.get(self.keyword)
-            if not isinstance(residual, Tensor):
-                raise BackboneError(
-                    f"site {self.site.name}: a {type(module).__name__} was called without the residual as argument "
-                    f"{self.position} or {self.keyword!r}; its family row names the wrong module or argument"
-                )
-            self.runtime.residuals[self.index] = residual
-
-    def change(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Forward hook on the last module before the residual add; its output is h₀, (B, T, D)."""
-        runtime = self.runtime
-        if runtime.route is None:
-            return None
-        residual = runtime.residuals.pop(self.index, None)
-        if residual is None and self.shared:
-            return None  # another sub-layer's turn
-        if residual is None or not isinstance(output, Tensor):
-            raise BackboneError(
-                f"site {self.site.name}: a {type(module).__name__} "
-                + ("ran before its residual was seen" if residual is None else "returned more than one tensor")
-                + "; its family row must name the last module before the residual add, and the module that receives "
-                "the residual before that"
-            )
-        if self.flat:
-            changed = self._changed(*(one.view(runtime.rows, -1, one.shape[-1]) for one in (output, residual)))
-            return None if changed is None else changed.flatten(0, 1)
-        runtime.rows = output.shape[0]
-        changed = self._changed(output, residual)
-        if self.feeds is not None:
-            runtime.residuals[self.feeds] = (output if changed is None else changed) + residual
-        return changed
-
-    def _changed(self, output: Tensor, residual: Tensor) -> Tensor | None:
-        """h₀ + Δ, (B, T, D), or None where nothing changes before the norm."""
-        runtime = self.runtime
-        assert runtime.route is not None
-        delta = runtime.route.delta(self.index, Reading(output, residual, self.norm, self.inner, mask=runtime.mask))
-        if delta is None:
-            return None
-        before, after = delta.before, delta.after
-        if after is not None and (self.norm is not None or self.inner is not None):
-            runtime.pending[self.index] = after
-        elif after is not None:  # no norm on the way: both places are one
-            before = after if before is None else before + after
-        return None if before is None else output + before
-
-    def finish(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Forward hook on the norm after the residual add (post-LN models), or on that of the branch before it."""
-        after = self.runtime.pending.pop(self.index, None) if self.runtime.pending else None
-        return None if after is None else output + after

@@ -26,6 +26,14 @@ class Sited(Protocol):
         """The layer that a site is in."""
         ...
 
+    def open(self, site: Site) -> None:
+        """Place the hooks of a site."""
+        ...
+
+    def close(self) -> None:
+        """Take the hooks of every sub-layer off again."""
+        ...
+
 
 class Probe:
     """Calls the function of a site with what is read there; other sites stay as they are."""
@@ -59,6 +67,13 @@ class Probe:
     def inverse(self, site: int, hidden: Tensor) -> Tensor | None:
         """Nothing."""
         return None
+
+
+def open_sublayers(backbone: Sited) -> None:
+    """Place every hook of every sub-layer: a probe is called where hooks are."""
+    for located in backbone.located:
+        if located.row is not None:
+            backbone.open(located.site)
 
 
 def run(backbone: Sited, inputs: Mapping[str, Any], probe: Probe | None = None) -> Tensor:

@@ -4,15 +4,17 @@
 
 The left side is what the model itself computed: the residual that the next site of the layer receives, the layer's
 output, or what its row names as `onward`. The right side is computed here from h₀ and r caught in the same forward; Δ
-is written before the add and Δ' after the norm. A zero change must leave the model's output bit-equal. Where a block
-adds two sub-layers to one residual, the other one's output is part of what is compared.
+is written before the add and Δ' after the norm. Where one hook on the norm may stand for the others
+(`core/sublayer.py`), the norm is called with h₀ + Δ + r. A zero change must leave the model's output bit-equal. Where a
+block adds two sub-layers to one residual, the other one's output is part of what is compared.
 
 Nothing here makes a Backbone: `core/certify.py` does, and a Backbone without a row proves itself.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -22,8 +24,9 @@ from torch.utils.hooks import RemovableHandle
 from graftwork.core.families import Sublayer
 from graftwork.core.family import BY_HAND
 from graftwork.core.locate import Located
-from graftwork.core.probe import Probe, Sited, run
+from graftwork.core.probe import Probe, Sited, open_sublayers, run
 from graftwork.core.site import NO_DELTA, Delta, Reading, Site
+from graftwork.core.sublayer import seen_at_norm
 from graftwork.errors import BackboneError
 
 _ALLOWED = {torch.bfloat16: 5e-2, torch.float16: 5e-3}  # relative, by the type in which the model computes
@@ -47,7 +50,14 @@ class _Streamed:
     stream: Tensor
 
 
-_Event = _Read | _Streamed
+@dataclass(frozen=True)
+class _Normed:
+    """The norm of the site in question was called, with its first argument."""
+
+    summed: Tensor | None
+
+
+_Event = _Read | _Streamed | _Normed
 
 
 def prove(
@@ -60,21 +70,22 @@ def prove(
     _check_zero(backbone, inputs, located.site, plain)
     found = None
     for place in ("before", "after"):
-        difference = _difference(backbone, inputs, located, place)
+        difference = _difference(backbone, inputs, located, place, tolerance)
         if difference is not None:
             found = max(found or 0.0, difference)
             require(located.site, difference, tolerance, f"the stream after it ({place} the norm)")
     return found
 
 
-def prove_found(backbone: Sited, inputs: Mapping[str, Any], report: str, handles: Iterable[RemovableHandle]) -> None:
+def prove_found(backbone: Sited, inputs: Mapping[str, Any], report: str) -> None:
     """Prove the first, the middle and the last layer of every stack that was discovered, as `report` says.
 
-    Every layer of a stack has the same description, read from that layer itself: what a few prove holds for all. Where
-    it does not hold, the hooks are taken off by their `handles`, and BackboneError is raised.
+    Every layer of a stack has the same description, read from that layer itself: what a few prove holds for all.
+    Raises BackboneError where it does not hold.
     """
     training = backbone.trunk.training
     backbone.trunk.eval()
+    open_sublayers(backbone)
     try:
         plain = run(backbone, inputs)
         sublayers = [one for one in backbone.located if one.row is not None]
@@ -83,10 +94,9 @@ def prove_found(backbone: Sited, inputs: Mapping[str, Any], report: str, handles
             if one.site.layer in (own[0], own[len(own) // 2], own[-1]):
                 prove(backbone, one, inputs, plain, _ALLOWED.get(plain.dtype, 1e-4))
     except BackboneError as error:
-        for handle in handles:
-            handle.remove()
         raise BackboneError(f"found by discovery:\n{report}\nbut {error}. {BY_HAND}") from error
     finally:
+        backbone.close()
         backbone.trunk.train(training)
 
 
@@ -105,7 +115,9 @@ def _check_zero(backbone: Sited, inputs: Mapping[str, Any], site: Site, plain: T
         raise BackboneError(f"site {site.name}: a change of zero changed the model's output")
 
 
-def _difference(backbone: Sited, inputs: Mapping[str, Any], target: Located, place: str) -> float | None:
+def _difference(
+    backbone: Sited, inputs: Mapping[str, Any], target: Located, place: str, tolerance: float
+) -> float | None:
     """The largest relative difference over all times the site ran, or None where it did not run."""
     events: list[_Event] = []
 
@@ -125,17 +137,38 @@ def _difference(backbone: Sited, inputs: Mapping[str, Any], target: Located, pla
             handle.remove()
     times = [number for number, event in enumerate(events) if isinstance(event, _Read) and event.located is target]
     with torch.no_grad():
+        if seen_at_norm(target, backbone.located):
+            _check_norm(events, target, tolerance)
         return max((_compare(events[number:]) for number in times), default=None)
 
 
+def _check_norm(events: list[_Event], target: Located, tolerance: float) -> None:
+    """The norm is called once each time the site runs, with h₀ + r + Δ: what a hook there goes by."""
+    own = [event for event in events if isinstance(event, _Normed) or getattr(event, "located", None) is target]
+    for read, normed in zip_longest(own[::2], own[1::2]):
+        if not isinstance(read, _Read) or not isinstance(normed, _Normed) or normed.summed is None:
+            raise BackboneError(
+                f"site {target.site.name}: its norm is not called once each time it runs, with one tensor first; its "
+                "family row names the wrong norm"
+            )
+        expected = read.reading.total(read.delta)
+        difference = float((normed.summed - expected).norm() / expected.norm())
+        require(target.site, difference, tolerance, "what its norm reads")
+
+
 def _watch(backbone: Sited, target: Located, events: list[_Event]) -> Iterator[RemovableHandle]:
-    """Hooks that note the end of the site's layer, and its stream on the way where the row says who gets it."""
+    """Hooks that note what the norm reads, the end of the layer, and the stream where the row says who gets it."""
     layer = backbone.layer_of(target.site)
 
     def note(module: nn.Module, args: Any, output: Any, onward: bool = True) -> None:
         events.append(_Streamed(onward, (output if isinstance(output, Tensor) else output[0]).clone()))
 
+    def norm(module: nn.Module, args: tuple[Any, ...]) -> None:
+        events.append(_Normed(args[0].clone() if args else None))
+
     yield layer.register_forward_hook(partial(note, onward=False))
+    if "norm" in target.modules:
+        yield target.modules["norm"].register_forward_pre_hook(norm)
     assert target.row is not None
     if target.row.onward is not None:
         module = layer.get_submodule(target.row.onward)
@@ -155,7 +188,7 @@ def _compare(events: list[_Event]) -> float:
         if isinstance(event, _Streamed):
             if event.onward == onward:
                 return float((event.stream - expected).norm() / expected.norm())
-        elif event.located.site.depth == site.depth and not onward:
+        elif isinstance(event, _Read) and event.located.site.depth == site.depth and not onward:
             if event.row.beside != site.kind:
                 return float((event.reading.residual - expected).norm() / expected.norm())
             expected = expected + event.reading.output

@@ -35,7 +35,7 @@ from graftwork.core.options import (
     settle_places,
     switch_problems,
 )
-from graftwork.core.site import Delta, Reading, Site
+from graftwork.core.site import Delta, Reading, Site, Uses
 from graftwork.errors import AdapterError
 
 
@@ -108,6 +108,7 @@ class Reft(nn.Module):
     """The units of one layer."""
 
     edits_block = True  # what is added inside the block is there before
+    uses = Uses(parts=False, after=True)  # of a sub-layer
 
     def __init__(self, config: ReftConfig, site: Site) -> None:
         super().__init__()
@@ -132,7 +133,7 @@ class Reft(nn.Module):
             unit = self.prefix if self.suffix is None else self.suffix
             assert unit is not None
             change = torch.where(last, unit(x) - x, change)
-        return change.to(reading.output.dtype)
+        return change.to(reading.like.dtype)
 
     def carried(self, reading: Reading, delta: Delta) -> Tensor:
         """The stream, (B, T, D)."""

@@ -10,7 +10,8 @@ A sub-layer site sees the sub-layer's output h₀, its residual input r, and the
     hidden = h₀ + Δ        stream = LN(h₀ + r + Δ)  (pre-LN: h₀ + r + Δ)        residual = r
 
 and a change can be written in two places: *before* the residual add, or *after* the norm. In a pre-LN model the two
-places are one. The other sites are read and written in the same words:
+places are one. Where nothing is used but the stream of a post-LN model, its norm alone says all there is to know: it
+receives h₀ + r and gives the stream. The other sites are read and written in the same words:
 
     linear   `layer.3/attn.query`      h₀ = y, a frozen linear's output;  r = x, its input;  no norm
     input    `layer.3/ffn.up.input`    h₀ = r = x, a frozen linear's input, changed before the linear reads it
@@ -23,11 +24,13 @@ Nothing here knows of layers, models, names or compositions.
 Shape letters, here and everywhere: B rows, T tokens, D width, M bottleneck, K members, L labels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
+
+from graftwork.errors import RoutingError
 
 SUBLAYERS = ("attn", "ffn", "cross")
 
@@ -68,6 +71,24 @@ class Site:
             return "sublayer"
         last = self.kind.rpartition(".")[2]
         return last if last in ("input", "embed", "prompt", "kv") else "linear"
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """What a module uses of a sub-layer site besides the stream, which all may read and all may add to before the norm.
+
+    parts: h₀ or r, one without the other. after: it writes behind the norm.
+    """
+
+    parts: bool = True
+    after: bool = True
+
+    def __or__(self, other: "Uses") -> "Uses":
+        return Uses(self.parts or other.parts, self.after or other.after)
+
+
+EVERYTHING = Uses()
+STREAM = Uses(parts=False, after=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +134,31 @@ class Reading:
     weight: Callable[[], Tensor] | None = None
     mask: Tensor | None = None
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the shape (B, T, D), dtype and device of what is written."""
+        return self.output
+
+    def sources(self, delta: Delta) -> tuple[Tensor, Tensor | None]:
+        """Two tensors that add up to what the norm reads, (B, T, D) each: h₀ + Δ and r, where the two are apart."""
+        return self.hidden(delta), self.residual
+
     def hidden(self, delta: Delta) -> Tensor:
         """h₀ + Δ: the sub-layer's output with what earlier members wrote, (B, T, D)."""
         return self.output if delta.before is None else self.output + delta.before
 
     def stream(self, delta: Delta) -> Tensor:
         """LN(h₀ + r + Δ), or h₀ + r + Δ where the model has no norm there: the residual stream, (B, T, D)."""
-        # h₀ first: the order in which the base adds, so that an unchanged stream is the base's to the last bit
-        hidden = self.hidden(delta)
-        stream = (hidden if self.inner is None else self.inner(hidden)) + self.residual
+        stream = self.total(delta)
         if self.norm is not None:
             stream = self.norm(stream)
         return stream if delta.after is None else stream + delta.after
+
+    def total(self, delta: Delta) -> Tensor:
+        """h₀ + r + Δ: what the norm reads, (B, T, D)."""
+        # h₀ first: the order in which the base adds, so that an unchanged stream is the base's to the last bit
+        hidden = self.hidden(delta)
+        return (hidden if self.inner is None else self.inner(hidden)) + self.residual
 
     def narrow(self, rows: Rows, tokens: Tokens) -> "Reading":
         """The same site seen by some rows and some tokens: (B, T, D) -> (n, t, D)."""
@@ -134,6 +168,74 @@ class Reading:
             residual=narrow(self.residual, rows, tokens),
             mask=None if self.mask is None else narrow(self.mask, rows, tokens),
         )
+
+    def split(self, sizes: Sequence[int]) -> list["Reading"]:
+        """The same site seen by some rows after others, in views: (B, T, D) -> (size, T, D) each."""
+        parts = zip(self.output.split(sizes), self.residual.split(sizes), _split(self.mask, sizes), strict=True)
+        return [replace(self, output=output, residual=residual, mask=mask) for output, residual, mask in parts]
+
+
+class NormReading(Reading):
+    """A sub-layer site seen at its norm alone: s = h₀ + r `summed`, LN(s) `normed`, (B, T, D) each, no h₀ and no r.
+
+    Who asks for those gets a RoutingError: its module did not say that it uses them (`Uses`).
+    """
+
+    __slots__ = ("normed", "summed")
+
+    normed: Tensor
+    summed: Tensor
+
+    def __init__(
+        self, summed: Tensor, normed: Tensor, norm: Callable[[Tensor], Tensor], mask: Tensor | None = None
+    ) -> None:
+        place = object.__setattr__  # of a frozen dataclass; h₀ and r stay unset
+        place(self, "summed", summed)
+        place(self, "normed", normed)
+        place(self, "norm", norm)
+        place(self, "mask", mask)
+        place(self, "inner", None)
+        place(self, "weight", None)
+
+    def __getattr__(self, name: str) -> Any:
+        raise RoutingError(
+            f"{name!r} of a site that is seen at its norm alone, where nothing said that it would be used; a module "
+            "that reads h₀ or r by itself says so: uses = Uses(parts=True, ...)"
+        )
+
+    @property
+    def like(self) -> Tensor:
+        """What the norm read."""
+        return self.summed
+
+    def sources(self, delta: Delta) -> tuple[Tensor, Tensor | None]:
+        """h₀ + r + Δ, and nothing besides."""
+        return self.total(delta), None
+
+    def stream(self, delta: Delta) -> Tensor:
+        """LN(h₀ + r + Δ), (B, T, D)."""
+        stream = self.normed if delta.before is None else self.norm(self.total(delta))  # type: ignore[misc]
+        return stream if delta.after is None else stream + delta.after
+
+    def total(self, delta: Delta) -> Tensor:
+        """h₀ + r + Δ, (B, T, D)."""
+        return self.summed if delta.before is None else self.summed + delta.before
+
+    def narrow(self, rows: Rows, tokens: Tokens) -> "NormReading":
+        """The same site seen by some rows and some tokens: (B, T, D) -> (n, t, D)."""
+        assert self.norm is not None
+        mask = None if self.mask is None else narrow(self.mask, rows, tokens)
+        return NormReading(narrow(self.summed, rows, tokens), narrow(self.normed, rows, tokens), self.norm, mask)
+
+    def split(self, sizes: Sequence[int]) -> list[Reading]:
+        """The same site seen by some rows after others, in views: (B, T, D) -> (size, T, D) each."""
+        assert self.norm is not None
+        parts = zip(self.summed.split(sizes), self.normed.split(sizes), _split(self.mask, sizes), strict=True)
+        return [NormReading(summed, normed, self.norm, mask) for summed, normed, mask in parts]
+
+
+def _split(mask: Tensor | None, sizes: Sequence[int]) -> Sequence[Tensor | None]:
+    return [None] * len(sizes) if mask is None else mask.split(sizes)
 
 
 def narrow(tensor: Tensor, rows: Rows, tokens: Tokens) -> Tensor:

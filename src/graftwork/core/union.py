@@ -11,15 +11,17 @@ the last of them would. Parameters are `<index>.<parameter>`. Knows no method bu
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from graftwork.core.adapter import NO_GROUND, Adapter, Ground, Invertible, MethodConfig, Prefix, Prompt
+from graftwork.core.adapter import NO_GROUND, Adapter, Ground, Invertible, MethodConfig, Prefix, Prompt, uses_of
 from graftwork.core.merge import merged
 from graftwork.core.options import settle_places
-from graftwork.core.site import Delta, Positions, Reading, Site
+from graftwork.core.site import Delta, Positions, Reading, Site, Uses
 from graftwork.errors import AdapterError
 
 _ALONE = {
@@ -103,6 +105,11 @@ class Union(nn.Module):
     def members(self) -> tuple[Adapter, ...]:
         """In the order of the union, those last that edit the block's output."""
         return tuple(cast(Adapter, self._modules[index]) for index in self._order)
+
+    @property
+    def uses(self) -> Uses:
+        """What any member uses of a sub-layer."""
+        return reduce(or_, map(uses_of, self.members))
 
     def read(self, reading: Reading, delta: Delta, *, before_norm: bool = False) -> Tensor:
         """What the last member sees, (B, T, D)."""

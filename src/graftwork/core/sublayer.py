@@ -1,0 +1,158 @@
+"""The hooks of sub-layer sites: where an adapter gets its turn, and how its change gets into the stream.
+
+    apart      catch r where it enters; change h₀ into h₀ + Δ before the add; add Δ' to what the norm gives
+    at norm    one hook on the norm after the add, which receives s = h₀ + r:  LN(s) becomes LN(s + Δ) + Δ'
+
+The second serves what uses nothing but the stream (Pfeiffer's adapters in a post-LN model): it catches nothing, and
+reads the stream that the base has computed already. A change of zero leaves either to the last bit as it is.
+
+Hooks are on submodules *inside* the layers, for transformers records hidden states by hooks on the layers themselves,
+which a hook on a layer could miss. They are bound methods, so `deepcopy` of a model gets hooks of its own, not the
+original's.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from graftwork.core.hooks import Runtime
+from graftwork.core.locate import Located
+from graftwork.core.site import NormReading, Reading, Uses
+from graftwork.errors import BackboneError, RoutingError
+
+
+def seen_at_norm(located: Located, sites: Iterable[Located]) -> bool:
+    """Whether the norm of a sub-layer site is called with h₀ + r, alone, once each time the site runs; of all sites."""
+    row, norm = located.row, located.modules.get("norm")
+    if norm is None or row is None or "inner" in located.modules:
+        return False
+    owners = [one for one in sites if one.modules.get("norm") is norm]
+    return len(owners) == 1 and not (row.shared or row.flat or row.beside)
+
+
+class NormHook:
+    """The one hook of a sub-layer site of which only the stream is used."""
+
+    def __init__(self, located: Located, runtime: Runtime) -> None:
+        self.site = located.site
+        self.index = located.site.index
+        self.runtime = runtime
+        self.norm = located.modules["norm"]
+
+    def place(self, uses: Uses) -> list[RemovableHandle]:
+        """Register the hook; what is returned takes it off again."""
+        return [self.norm.register_forward_hook(self.change)]
+
+    def change(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Forward hook on the norm after the residual add; its input is h₀ + r, (B, T, D)."""
+        runtime = self.runtime
+        if runtime.route is None:
+            return None
+        if not args:
+            raise BackboneError(
+                f"site {self.site.name}: a {type(module).__name__} was called without h₀ + r as its first argument; "
+                "its family row names the wrong module"
+            )
+        # `forward`, past this hook
+        delta = runtime.route.delta(self.index, NormReading(args[0], output, module.forward, runtime.mask))
+        if delta is None:
+            return None
+        if delta.before is not None:
+            output = module.forward(args[0] + delta.before)
+        return output if delta.after is None else output + delta.after
+
+
+class SiteHook:
+    """The hooks of one sub-layer site: catch the residual, change the output, change what leaves the norm.
+
+    feeds: the site beside it, whose residual is the stream after this one.
+    """
+
+    def __init__(self, located: Located, runtime: Runtime, feeds: int | None = None) -> None:
+        self.site = located.site
+        self.index = located.site.index
+        self.runtime = runtime
+        self.norm = located.modules.get("norm")
+        self.inner = located.modules.get("inner")
+        self.position, self.keyword = located.argument
+        self.shared = located.row is not None and located.row.shared
+        self.flat = located.row is not None and located.row.flat
+        self.feeds = feeds
+        self.finishes = False  # whether what is written behind the norm gets there
+        self.located = located
+
+    def place(self, uses: Uses) -> list[RemovableHandle]:
+        """Register the hooks; what is returned takes them off again."""
+        modules, row = self.located.modules, self.located.row
+        placed = [modules["output"].register_forward_hook(self.change)]
+        if row is None or row.beside is None:
+            placed.append(modules["residual"].register_forward_pre_hook(self.catch, with_kwargs=True))
+        last = modules.get("norm", modules.get("inner"))
+        self.finishes = last is not None and uses.after
+        if last is not None and self.finishes:
+            placed.append(last.register_forward_hook(self.finish))
+        return placed
+
+    def catch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Forward pre-hook on the module that receives the residual r."""
+        if self.runtime.route is not None:
+            residual = args[self.position] if self.position < len(args) else kwargs.get(self.keyword)
+            if not isinstance(residual, Tensor):
+                raise BackboneError(
+                    f"site {self.site.name}: a {type(module).__name__} was called without the residual as argument "
+                    f"{self.position} or {self.keyword!r}; its family row names the wrong module or argument"
+                )
+            self.runtime.residuals[self.index] = residual
+
+    def change(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Forward hook on the last module before the residual add; its output is h₀, (B, T, D)."""
+        runtime = self.runtime
+        if runtime.route is None:
+            return None
+        residual = runtime.residuals.pop(self.index, None)
+        if residual is None and self.shared:
+            return None  # another sub-layer's turn
+        if residual is None or not isinstance(output, Tensor):
+            raise BackboneError(
+                f"site {self.site.name}: a {type(module).__name__} "
+                + ("ran before its residual was seen" if residual is None else "returned more than one tensor")
+                + "; its family row must name the last module before the residual add, and the module that receives "
+                "the residual before that"
+            )
+        if self.flat:
+            changed = self._changed(*(one.view(runtime.rows, -1, one.shape[-1]) for one in (output, residual)))
+            return None if changed is None else changed.flatten(0, 1)
+        runtime.rows = output.shape[0]
+        changed = self._changed(output, residual)
+        if self.feeds is not None:
+            runtime.residuals[self.feeds] = (output if changed is None else changed) + residual
+        return changed
+
+    def _changed(self, output: Tensor, residual: Tensor) -> Tensor | None:
+        """h₀ + Δ, (B, T, D), or None where nothing changes before the norm."""
+        runtime = self.runtime
+        assert runtime.route is not None
+        # `forward`, past the hooks there: this is a reading, not a step of the model
+        norm = None if self.norm is None else self.norm.forward
+        inner = None if self.inner is None else self.inner.forward
+        delta = runtime.route.delta(self.index, Reading(output, residual, norm, inner, mask=runtime.mask))
+        if delta is None:
+            return None
+        before, after = delta.before, delta.after
+        if after is not None and (norm is not None or inner is not None):
+            if not self.finishes:
+                raise RoutingError(
+                    f"site {self.site.name}: a change is to be written behind the norm, and nothing said that it would "
+                    "be; a module that does so says so: uses = Uses(after=True, ...)"
+                )
+            runtime.pending[self.index] = after
+        elif after is not None:  # no norm on the way: both places are one
+            before = after if before is None else before + after
+        return None if before is None else output + before
+
+    def finish(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Forward hook on the norm after the residual add (post-LN models), or on that of the branch before it."""
+        after = self.runtime.pending.pop(self.index, None) if self.runtime.pending else None
+        return None if after is None else output + after
