@@ -77,8 +77,9 @@ class Backbone:
         for module in [given] if plain else holders_of(self.trunk, family):  # a plain module calls a mask otherwise
             handles.append(module.register_forward_pre_hook(self.runtime.see, with_kwargs=True))
             handles.append(module.register_forward_hook(self.runtime.leave, always_call=True))
-        for layer in (layer for stack in family.stacks for layer in layers_of(self.trunk, stack)):
-            handles.append(layer.register_forward_pre_hook(self.runtime.ask))
+        # inside of every layer, not on it: what is compiled layer by layer leaves the layer's own hooks out
+        inside_of = {(one.site.stack, one.site.layer): one.modules["output"] for one in self._located if one.row}
+        handles += [module.register_forward_pre_hook(self.runtime.ask) for module in inside_of.values()]
         if plain:
             handles.append(given.listen())
         if self.discovery is not None:

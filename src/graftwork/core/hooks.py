@@ -73,7 +73,7 @@ class Runtime:
             self.words = spoken
 
     def ask(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook on every layer: it asks which hooks there are.
+        """Forward pre-hook inside of every layer: it asks which hooks there are.
 
         torch.compile guards what is asked and not hooks. What it compiled without one would serve on when the hook is
         there, and for another model of the class that has it.

@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from graftwork.errors import RoutingError
@@ -171,7 +172,12 @@ class Reading:
 
     def split(self, sizes: Sequence[int]) -> list["Reading"]:
         """The same site seen by some rows after others, in views: (B, T, D) -> (size, T, D) each."""
-        parts = zip(self.output.split(sizes), self.residual.split(sizes), _split(self.mask, sizes), strict=True)
+        parts = zip(
+            torch.split(self.output, list(sizes)),
+            torch.split(self.residual, list(sizes)),
+            _split(self.mask, sizes),
+            strict=True,
+        )
         return [replace(self, output=output, residual=residual, mask=mask) for output, residual, mask in parts]
 
 
@@ -198,6 +204,8 @@ class NormReading(Reading):
         place(self, "weight", None)
 
     def __getattr__(self, name: str) -> Any:
+        if name not in ("output", "residual"):  # torch.compile asks for what no slots have
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         raise RoutingError(
             f"{name!r} of a site that is seen at its norm alone, where nothing said that it would be used; a module "
             "that reads h₀ or r by itself says so: uses = Uses(parts=True, ...)"
@@ -230,12 +238,17 @@ class NormReading(Reading):
     def split(self, sizes: Sequence[int]) -> list[Reading]:
         """The same site seen by some rows after others, in views: (B, T, D) -> (size, T, D) each."""
         assert self.norm is not None
-        parts = zip(self.summed.split(sizes), self.normed.split(sizes), _split(self.mask, sizes), strict=True)
+        parts = zip(
+            torch.split(self.summed, list(sizes)),
+            torch.split(self.normed, list(sizes)),
+            _split(self.mask, sizes),
+            strict=True,
+        )
         return [NormReading(summed, normed, self.norm, mask) for summed, normed, mask in parts]
 
 
 def _split(mask: Tensor | None, sizes: Sequence[int]) -> Sequence[Tensor | None]:
-    return [None] * len(sizes) if mask is None else mask.split(sizes)
+    return [None] * len(sizes) if mask is None else torch.split(mask, list(sizes))
 
 
 def narrow(tensor: Tensor, rows: Rows, tokens: Tokens) -> Tensor:
