@@ -82,7 +82,8 @@ class Pass:
 def _added(whole: Tensor | None, part: Tensor | None, rows: Tensor, like: Tensor) -> Tensor | None:
     if part is None:
         return whole
-    return (torch.zeros_like(like) if whole is None else whole).index_add(0, rows, part)
+    whole = torch.zeros_like(like) if whole is None else whole
+    return whole.index_add(0, rows, part.to(whole.dtype))  # what some layers compute in is wider than their output
 
 
 @dataclass(frozen=True, eq=False)
