@@ -71,7 +71,7 @@ def test_without_a_route_the_model_is_the_base(family: str) -> None:
         backbone = hooked(tiny.model(family))
         assert torch.equal(backbone.model(**inputs)[0], expected)
         assert torch.equal(run(backbone, None, inputs), expected)
-        assert not torch.allclose(run(backbone, Push(0.5), inputs), expected)
+        assert not torch.allclose(run(backbone, Push(0.5, after=True), inputs), expected)
         assert torch.equal(backbone.model(**inputs)[0], expected)
 
 

@@ -11,10 +11,12 @@ from graftwork.core.backbone import Backbone
 from graftwork.core.kinds import read_config
 from graftwork.core.probe import Probe, run
 from graftwork.core.site import EVERYTHING, NO_DELTA, STREAM, Delta, NormReading, Reading, Site, Uses
-from graftwork.core.sublayer import NormHook, SiteHook
+from graftwork.core.sublayer import Behind, NormHook, Residual
 from graftwork.errors import BackboneError, RoutingError
+from graftwork.model import AdapterModel
 from tests import tiny, zoo
 from tests.hooked import hooked
+from tests.rig import randomise
 
 POST_LN = ["bert", "roberta", "electra", "distilbert", "bart"]
 
@@ -23,8 +25,10 @@ def site_of(backbone: Backbone, name: str) -> Site:
     return next(site for site in backbone.sites if site.name == name)
 
 
-def owners(module: nn.Module) -> list[type]:
-    return [type(hook.__self__) for hook in module._forward_hooks.values()]
+def owners(module: nn.Module, before: bool = False) -> list[type]:
+    """Whose hooks are on a module, behind its forward or before it."""
+    placed = module._forward_pre_hooks if before else module._forward_hooks
+    return [type(hook.__self__) for hook in placed.values()]
 
 
 def made(config: str) -> Uses:
@@ -57,7 +61,7 @@ def test_a_module_says_what_it_uses_and_gets_by_with_that(config: str, uses: Use
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         apart = module.eval()(Reading(h, r, norm), NO_DELTA)
-        seen = NormReading(h + r, norm(h + r), norm)
+        seen = NormReading(h + r, norm)
         if uses.parts:
             with pytest.raises(RoutingError, match=r"seen at its norm alone.*uses = Uses\(parts=True"):
                 module(seen, NO_DELTA)
@@ -74,7 +78,7 @@ def test_a_module_says_what_it_uses_and_gets_by_with_that(config: str, uses: Use
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_the_norm_alone_gives_what_the_parts_give(family: str, place: str) -> None:
     inputs, found = tiny.inputs(family), []
-    for uses in (EVERYTHING, STREAM):
+    for uses in (EVERYTHING, Uses(parts=False, after=True)):
         backbone = Backbone(tiny.model(family))
         subs = [site for site in backbone.sites if site.place == "sublayer"]
         for site in subs:
@@ -94,21 +98,38 @@ def test_hooks_are_placed_for_what_is_used_and_again_when_a_newcomer_uses_more()
     backbone = Backbone(tiny.model("bert"))
     layer: Any = backbone.trunk.encoder.layer[1].output
     site = site_of(backbone, "layer.1/ffn")
-    assert not layer.LayerNorm._forward_hooks
+    assert not layer.LayerNorm._forward_pre_hooks
     backbone.open(site, STREAM)
     backbone.open(site, STREAM)
-    assert owners(layer.LayerNorm) == [NormHook]
+    assert (owners(layer.LayerNorm, before=True), owners(layer.LayerNorm)) == ([NormHook], [])
     assert not layer.dropout._forward_hooks
     assert not layer._forward_pre_hooks
     before = backbone.runtime.opened
     backbone.open(site, Uses(parts=True, after=False))
-    assert (owners(layer.LayerNorm), owners(layer.dropout)) == ([], [SiteHook])
-    assert len(layer._forward_pre_hooks) == 1
+    assert (owners(layer.LayerNorm, before=True), owners(layer.dropout)) == ([NormHook], [NormHook])
+    assert not layer.LayerNorm._forward_hooks
+    assert owners(layer, before=True) == [Residual]
     assert backbone.runtime.opened != before
     backbone.open(site, Uses(parts=False, after=True))
-    assert (owners(layer.LayerNorm), owners(layer.dropout)) == ([SiteHook], [SiteHook])
+    assert (owners(layer.LayerNorm), owners(layer.dropout)) == ([Behind], [NormHook])
     backbone.close()
-    assert not any((layer.LayerNorm._forward_hooks, layer.dropout._forward_hooks, layer._forward_pre_hooks))
+    placed = [layer.LayerNorm._forward_hooks, layer.LayerNorm._forward_pre_hooks, layer.dropout._forward_hooks]
+    assert not any([*placed, layer._forward_pre_hooks])
+
+
+def test_what_an_adapter_gives_does_not_move_by_a_bit_when_another_uses_more_beside_it() -> None:
+    model = AdapterModel(tiny.model("bert"))
+    model.add_adapter("a", "seq_bn")
+    randomise(model.parts.parameters())
+    inputs = tiny.inputs("bert")
+    for execution in ("reference", "auto"):
+        model.execution = execution
+        with torch.no_grad():
+            before = model(**inputs, adapters="a", head="none")[0]
+            for name, config in (("b", "double_seq_bn"), ("c", "seq_bn[original_ln_after=False]"), ("d", "par_bn")):
+                model.add_adapter(name, config)
+                assert torch.equal(model(**inputs, adapters="a", head="none")[0], before)
+                model.delete_adapter(name)
 
 
 def test_a_change_behind_the_norm_that_nothing_announced_is_refused() -> None:

@@ -172,7 +172,7 @@ class _Chain:
     def __call__(self, reading: Reading, delta: Delta) -> Delta:
         said = self.members[0].change(reading, delta)
         for member in self.members[1:]:
-            said = member.change(replace(reading, residual=said), delta)
+            said = member.change(replace(reading, residual=said, summed=None), delta)
         return Delta(before=said)
 
 
@@ -272,7 +272,7 @@ class _Machine:
 
 def _before(member: Bottleneck, state: _State, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
     """h, what is carried and what a query reads after the pre-step of one adapter."""
-    here = replace(reading, output=state.hidden)
+    here = replace(reading, output=state.hidden, summed=None)
     hidden = member.read(here, NO_DELTA)
     carried = reading.residual if member.config.is_parallel else member.carried(here, NO_DELTA)
     return hidden, carried, hidden

@@ -12,7 +12,7 @@ ways) with the names of such arguments (`_ROWED`). Any other model repeats rows 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
@@ -147,7 +147,7 @@ class Forked:
         return found[1]
 
     def _seen(self, reading: Reading) -> Reading:
-        return reading if reading.mask is None else replace(reading, mask=self._repeated(reading.mask))
+        return reading if reading.mask is None else reading.masked(self._repeated(reading.mask))
 
 
 class _Entry:

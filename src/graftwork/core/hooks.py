@@ -24,6 +24,7 @@ class Runtime:
     def __init__(self) -> None:
         self.route: Route | None = None
         self.residuals: dict[int, Tensor] = {}
+        self.outputs: dict[int, Tensor] = {}
         self.pending: dict[int, Tensor] = {}
         self.prefixes: dict[int, Positions] = {}
         self.mask: Tensor | None = None  # the tokens of this forward that are real, (B, T)
@@ -64,13 +65,13 @@ class Runtime:
     @contextmanager
     def _holding(self, route: Route | None, mask: Tensor | None, words: Tensor | None) -> Iterator[None]:
         before = self.route, self.mask, self.residuals, self.pending, self.prefixes, self.outer
-        spoken, self.words = self.words, words
+        (spoken, held), self.words, self.outputs = (self.words, self.outputs), words, {}
         self.route, self.mask, self.residuals, self.pending, self.prefixes, self.outer = route, mask, {}, {}, {}, []
         try:
             yield
         finally:
             self.route, self.mask, self.residuals, self.pending, self.prefixes, self.outer = before
-            self.words = spoken
+            self.words, self.outputs = spoken, held
 
     def ask(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook inside of every layer: it asks which hooks there are.

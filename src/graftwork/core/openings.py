@@ -78,11 +78,12 @@ class Openings:
         index = located.site.index
         for handle in self._handles.get(index, ()):
             handle.remove()
-        at_norm = seen_at_norm(located, self._located) and not uses.parts
+        at_norm = seen_at_norm(located, self._located)
         feeds = next((one.site.index for one in self._beside(located) if one.site.index in self._uses), None)
         hook = NormHook(located, self._runtime) if at_norm else SiteHook(located, self._runtime, feeds)
         self._handles[index] = hook.place(uses)
-        self._note(located, "n" if at_norm else f"{'a' if uses.after else 's'}{'' if feeds is None else feeds}")
+        used = f"{'p' * uses.parts}{'a' * uses.after}"
+        self._note(located, f"n{used}" if at_norm else f"s{used}{'' if feeds is None else feeds}")
 
     def _note(self, located: Located, how: str) -> None:
         self._runtime.opened += f"{located.site.index}{how}-"

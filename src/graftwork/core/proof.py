@@ -124,7 +124,7 @@ def _difference(
     def read(located: Located, row: Sublayer, reading: Reading) -> Delta:
         delta = Delta(**{place: torch.randn_like(reading.output)}) if located is target else NO_DELTA
         # copies, for a block may add in place
-        kept = replace(reading, output=reading.output.clone(), residual=reading.residual.clone())
+        kept = replace(reading, output=reading.output.clone(), residual=reading.residual.clone(), summed=None)
         events.append(_Read(located, row, kept, delta))
         return delta
 

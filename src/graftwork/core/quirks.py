@@ -41,12 +41,12 @@ class _Plugin:
         residual = reading.residual if self.before is None else self.before.forward(reading.residual)
         # `forward`, past the hooks of the site: this is a reading, not a step of the model
         norm = None if self.norm is None else self.norm.forward
-        return replace(reading, residual=residual, norm=norm, inner=None)
+        return replace(reading, residual=residual, norm=norm, inner=None, summed=None)
 
 
 def swapped(reading: Reading) -> Reading:
     """h and r taken for each other."""
-    return replace(reading, output=reading.residual, residual=reading.output)
+    return replace(reading, output=reading.residual, residual=reading.output, summed=None)
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Unscaled:
 
     def __call__(self, reading: Reading) -> Reading:
         smaller = reading.output / self.factor
-        return replace(reading, output=smaller, residual=smaller)
+        return replace(reading, output=smaller, residual=smaller, summed=None)
 
 
 def alone(reading: Reading) -> Reading:
     """h without r."""
-    return replace(reading, residual=torch.zeros_like(reading.residual))
+    return replace(reading, residual=torch.zeros_like(reading.residual), summed=None)
 
 
 def view_of(model_type: str, located: Located, last_layer: nn.Module) -> View | None:

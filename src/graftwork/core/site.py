@@ -126,6 +126,7 @@ class Reading:
 
     inner: a norm on the way from h₀ to the add (sandwich norms: Gemma 2 and 3). weight: of the frozen linear at a
     linear site, (width, inputs). mask: the tokens that are real, (B, T) or None where all are.
+    summed: h₀ + r as the norm is given it, (B, T, D), where that is known; of another h₀ or r it is None.
     """
 
     output: Tensor
@@ -134,6 +135,7 @@ class Reading:
     inner: Callable[[Tensor], Tensor] | None = None
     weight: Callable[[], Tensor] | None = None
     mask: Tensor | None = None
+    summed: Tensor | None = None
 
     @property
     def like(self) -> Tensor:
@@ -157,6 +159,8 @@ class Reading:
 
     def total(self, delta: Delta) -> Tensor:
         """h₀ + r + Δ: what the norm reads, (B, T, D)."""
+        if self.summed is not None:
+            return self.summed if delta.before is None else self.summed + delta.before
         # h₀ first: the order in which the base adds, so that an unchanged stream is the base's to the last bit
         hidden = self.hidden(delta)
         return (hidden if self.inner is None else self.inner(hidden)) + self.residual
@@ -168,36 +172,34 @@ class Reading:
             output=narrow(self.output, rows, tokens),
             residual=narrow(self.residual, rows, tokens),
             mask=None if self.mask is None else narrow(self.mask, rows, tokens),
+            summed=None if self.summed is None else narrow(self.summed, rows, tokens),
         )
+
+    def masked(self, mask: Tensor | None) -> "Reading":
+        """The same site where other tokens are real: mask (B, T), or None for all."""
+        return replace(self, mask=mask)
 
     def split(self, sizes: Sequence[int]) -> list["Reading"]:
         """The same site seen by some rows after others, in views: (B, T, D) -> (size, T, D) each."""
-        parts = zip(
-            torch.split(self.output, list(sizes)),
-            torch.split(self.residual, list(sizes)),
-            _split(self.mask, sizes),
-            strict=True,
-        )
-        return [replace(self, output=output, residual=residual, mask=mask) for output, residual, mask in parts]
+        given = (self.output, self.residual, self.mask, self.summed)
+        parts = zip(*(_split(one, sizes) for one in given), strict=True)
+        return [replace(self, output=h, residual=r, mask=mask, summed=s) for h, r, mask, s in parts]
 
 
 class NormReading(Reading):
-    """A sub-layer site seen at its norm alone: s = h₀ + r `summed`, LN(s) `normed`, (B, T, D) each, no h₀ and no r.
+    """A sub-layer site seen at its norm alone: s = h₀ + r `summed`, (B, T, D), no h₀ and no r.
 
     Who asks for those gets a RoutingError: its module did not say that it uses them (`Uses`).
     """
 
-    __slots__ = ("normed", "summed")
+    __slots__ = ()
 
-    normed: Tensor
     summed: Tensor
+    norm: Callable[[Tensor], Tensor]
 
-    def __init__(
-        self, summed: Tensor, normed: Tensor, norm: Callable[[Tensor], Tensor], mask: Tensor | None = None
-    ) -> None:
+    def __init__(self, summed: Tensor, norm: Callable[[Tensor], Tensor], mask: Tensor | None = None) -> None:
         place = object.__setattr__  # of a frozen dataclass; h₀ and r stay unset
         place(self, "summed", summed)
-        place(self, "normed", normed)
         place(self, "norm", norm)
         place(self, "mask", mask)
         place(self, "inner", None)
@@ -213,38 +215,26 @@ class NormReading(Reading):
 
     @property
     def like(self) -> Tensor:
-        """What the norm read."""
+        """What the norm reads."""
         return self.summed
 
     def sources(self, delta: Delta) -> tuple[Tensor, Tensor | None]:
         """h₀ + r + Δ, and nothing besides."""
         return self.total(delta), None
 
-    def stream(self, delta: Delta) -> Tensor:
-        """LN(h₀ + r + Δ), (B, T, D)."""
-        stream = self.normed if delta.before is None else self.norm(self.total(delta))  # type: ignore[misc]
-        return stream if delta.after is None else stream + delta.after
-
-    def total(self, delta: Delta) -> Tensor:
-        """h₀ + r + Δ, (B, T, D)."""
-        return self.summed if delta.before is None else self.summed + delta.before
-
     def narrow(self, rows: Rows, tokens: Tokens) -> "NormReading":
         """The same site seen by some rows and some tokens: (B, T, D) -> (n, t, D)."""
-        assert self.norm is not None
         mask = None if self.mask is None else narrow(self.mask, rows, tokens)
-        return NormReading(narrow(self.summed, rows, tokens), narrow(self.normed, rows, tokens), self.norm, mask)
+        return NormReading(narrow(self.summed, rows, tokens), self.norm, mask)
+
+    def masked(self, mask: Tensor | None) -> "NormReading":
+        """The same site where other tokens are real: mask (B, T), or None for all."""
+        return NormReading(self.summed, self.norm, mask)
 
     def split(self, sizes: Sequence[int]) -> list[Reading]:
         """The same site seen by some rows after others, in views: (B, T, D) -> (size, T, D) each."""
-        assert self.norm is not None
-        parts = zip(
-            torch.split(self.summed, list(sizes)),
-            torch.split(self.normed, list(sizes)),
-            _split(self.mask, sizes),
-            strict=True,
-        )
-        return [NormReading(summed, normed, self.norm, mask) for summed, normed, mask in parts]
+        parts = zip(torch.split(self.summed, list(sizes)), _split(self.mask, sizes), strict=True)
+        return [NormReading(summed, self.norm, mask) for summed, mask in parts]
 
 
 def _split(mask: Tensor | None, sizes: Sequence[int]) -> Sequence[Tensor | None]:

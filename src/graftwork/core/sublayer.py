@@ -1,10 +1,12 @@
 """The hooks of sub-layer sites: where an adapter gets its turn, and how its change gets into the stream.
 
+    at norm    before the norm that follows the add, which reads s = h₀ + r:  LN(s + Δ) + Δ'
     apart      catch r where it enters; change h₀ into h₀ + Δ before the add; add Δ' to what the norm gives
-    at norm    one hook on the norm after the add, which receives s = h₀ + r:  LN(s) becomes LN(s + Δ) + Δ'
 
-The second serves what uses nothing but the stream (Pfeiffer's adapters in a post-LN model): it catches nothing, and
-reads the stream that the base has computed already. A change of zero leaves either to the last bit as it is.
+The first serves post-LN models. What uses nothing but the stream (Pfeiffer's adapters) needs no other hook; h₀ and r
+are caught besides where something reads them by themselves. The sum that the norm reads is the base's own either way,
+so that what an adapter gives does not move by a bit when another that uses more comes beside it. A change of zero
+leaves the model to the last bit as it is.
 
 Hooks are on submodules *inside* the layers, for transformers records hidden states by hooks on the layers themselves,
 which a hook on a layer could miss. They are bound methods, so `deepcopy` of a model gets hooks of its own, not the
@@ -32,21 +34,90 @@ def seen_at_norm(located: Located, sites: Iterable[Located]) -> bool:
     return len(owners) == 1 and not (row.shared or row.flat or row.beside)
 
 
+class Residual:
+    """The hook that catches r where it enters."""
+
+    def __init__(self, located: Located, runtime: Runtime) -> None:
+        self.site = located.site
+        self.module = located.modules["residual"]
+        self.position, self.keyword = located.argument
+        self.runtime = runtime
+
+    def place(self) -> RemovableHandle:
+        """Register the hook; what is returned takes it off again."""
+        return self.module.register_forward_pre_hook(self.catch, with_kwargs=True)
+
+    def catch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Forward pre-hook on the module that receives the residual r."""
+        if self.runtime.route is not None:
+            residual = args[self.position] if self.position < len(args) else kwargs.get(self.keyword)
+            if not isinstance(residual, Tensor):
+                raise BackboneError(
+                    f"site {self.site.name}: a {type(module).__name__} was called without the residual as argument "
+                    f"{self.position} or {self.keyword!r}; its family row names the wrong module or argument"
+                )
+            self.runtime.residuals[self.site.index] = residual
+
+
+class Behind:
+    """The hook that adds to what a norm gives."""
+
+    def __init__(self, located: Located, runtime: Runtime, norm: nn.Module) -> None:
+        self.site = located.site
+        self.norm = norm
+        self.runtime = runtime
+        self.placed = False
+
+    def place(self) -> RemovableHandle:
+        """Register the hook; what is returned takes it off again."""
+        self.placed = True
+        return self.norm.register_forward_hook(self.finish)
+
+    def wait(self, change: Tensor) -> None:
+        """Keep a change until the norm has run. Raises RoutingError where no hook would add it."""
+        if not self.placed:
+            raise RoutingError(
+                f"site {self.site.name}: a change is to be written behind the norm, and nothing said that it would "
+                "be; a module that does so says so: uses = Uses(after=True, ...)"
+            )
+        self.runtime.pending[self.site.index] = change
+
+    def finish(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Forward hook on the norm after the residual add (post-LN models), or on that of the branch before it."""
+        after = self.runtime.pending.pop(self.site.index, None) if self.runtime.pending else None
+        return None if after is None else output + after
+
+
 class NormHook:
-    """The one hook of a sub-layer site of which only the stream is used."""
+    """The hooks of a sub-layer site whose norm reads h₀ + r."""
 
     def __init__(self, located: Located, runtime: Runtime) -> None:
         self.site = located.site
         self.index = located.site.index
         self.runtime = runtime
         self.norm = located.modules["norm"]
+        self.output = located.modules["output"]
+        self.residual = Residual(located, runtime)
+        self.behind = Behind(located, runtime, self.norm)
+        self.parts = False
 
     def place(self, uses: Uses) -> list[RemovableHandle]:
-        """Register the hook; what is returned takes it off again."""
-        return [self.norm.register_forward_hook(self.change)]
+        """Register the hooks; what is returned takes them off again."""
+        self.parts = uses.parts
+        placed = [self.norm.register_forward_pre_hook(self.change)]
+        if uses.parts:
+            placed += [self.output.register_forward_hook(self.hold), self.residual.place()]
+        if uses.after:
+            placed.append(self.behind.place())
+        return placed
 
-    def change(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Forward hook on the norm after the residual add; its input is h₀ + r, (B, T, D)."""
+    def hold(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        """Forward hook on the last module before the residual add; its output is h₀, (B, T, D)."""
+        if self.runtime.route is not None:
+            self.runtime.outputs[self.index], self.runtime.rows = output, output.shape[0]
+
+    def change(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Forward pre-hook on the norm after the residual add; its input is h₀ + r, (B, T, D)."""
         runtime = self.runtime
         if runtime.route is None:
             return None
@@ -55,13 +126,26 @@ class NormHook:
                 f"site {self.site.name}: a {type(module).__name__} was called without h₀ + r as its first argument; "
                 "its family row names the wrong module"
             )
-        # `forward`, past this hook
-        delta = runtime.route.delta(self.index, NormReading(args[0], output, module.forward, runtime.mask))
+        delta = runtime.route.delta(self.index, self._reading(args[0]))
         if delta is None:
             return None
-        if delta.before is not None:
-            output = module.forward(args[0] + delta.before)
-        return output if delta.after is None else output + delta.after
+        if delta.after is not None:
+            self.behind.wait(delta.after)
+        return None if delta.before is None else (args[0] + delta.before, *args[1:])
+
+    def _reading(self, summed: Tensor) -> Reading:
+        """What there is to read; the norm by its `forward`, past these hooks: this is no step of the model."""
+        runtime, norm = self.runtime, self.norm.forward
+        if not self.parts:
+            return NormReading(summed, norm, runtime.mask)
+        output, residual = runtime.outputs.pop(self.index, None), runtime.residuals.pop(self.index, None)
+        if not isinstance(output, Tensor) or residual is None:
+            raise BackboneError(
+                f"site {self.site.name}: its norm ran before its output and its residual were seen, or there was more "
+                "than one output; its family row must name the last module before the residual add, and the module "
+                "that receives the residual before that"
+            )
+        return Reading(output, residual, norm, mask=runtime.mask, summed=summed)
 
 
 class SiteHook:
@@ -76,11 +160,12 @@ class SiteHook:
         self.runtime = runtime
         self.norm = located.modules.get("norm")
         self.inner = located.modules.get("inner")
-        self.position, self.keyword = located.argument
+        self.residual = Residual(located, runtime)
+        last = located.modules.get("norm", located.modules.get("inner"))
+        self.behind = None if last is None else Behind(located, runtime, last)
         self.shared = located.row is not None and located.row.shared
         self.flat = located.row is not None and located.row.flat
         self.feeds = feeds
-        self.finishes = False  # whether what is written behind the norm gets there
         self.located = located
 
     def place(self, uses: Uses) -> list[RemovableHandle]:
@@ -88,23 +173,10 @@ class SiteHook:
         modules, row = self.located.modules, self.located.row
         placed = [modules["output"].register_forward_hook(self.change)]
         if row is None or row.beside is None:
-            placed.append(modules["residual"].register_forward_pre_hook(self.catch, with_kwargs=True))
-        last = modules.get("norm", modules.get("inner"))
-        self.finishes = last is not None and uses.after
-        if last is not None and self.finishes:
-            placed.append(last.register_forward_hook(self.finish))
+            placed.append(self.residual.place())
+        if self.behind is not None and uses.after:
+            placed.append(self.behind.place())
         return placed
-
-    def catch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Forward pre-hook on the module that receives the residual r."""
-        if self.runtime.route is not None:
-            residual = args[self.position] if self.position < len(args) else kwargs.get(self.keyword)
-            if not isinstance(residual, Tensor):
-                raise BackboneError(
-                    f"site {self.site.name}: a {type(module).__name__} was called without the residual as argument "
-                    f"{self.position} or {self.keyword!r}; its family row names the wrong module or argument"
-                )
-            self.runtime.residuals[self.index] = residual
 
     def change(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Forward hook on the last module before the residual add; its output is h₀, (B, T, D)."""
@@ -141,18 +213,8 @@ class SiteHook:
         if delta is None:
             return None
         before, after = delta.before, delta.after
-        if after is not None and (norm is not None or inner is not None):
-            if not self.finishes:
-                raise RoutingError(
-                    f"site {self.site.name}: a change is to be written behind the norm, and nothing said that it would "
-                    "be; a module that does so says so: uses = Uses(after=True, ...)"
-                )
-            runtime.pending[self.index] = after
+        if after is not None and self.behind is not None:
+            self.behind.wait(after)
         elif after is not None:  # no norm on the way: both places are one
             before = after if before is None else before + after
         return None if before is None else output + before
-
-    def finish(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Forward hook on the norm after the residual add (post-LN models), or on that of the branch before it."""
-        after = self.runtime.pending.pop(self.index, None) if self.runtime.pending else None
-        return None if after is None else output + after
