@@ -12,7 +12,7 @@ decoder's own input, which are refused.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +21,9 @@ from torch.nn import functional
 from graftwork.compose.answer import AdapterOutput
 from graftwork.compose.execute import Routed
 from graftwork.compose.forward import Asks, Entered, Ran, enter, leave, run
-from graftwork.compose.lengthen import Prompts
 from graftwork.compose.parts import Parts
 from graftwork.compose.plan import Plan
 from graftwork.compose.route import BatchRoute, Group
-from graftwork.core.adapter import Prompt
 from graftwork.core.backbone import Backbone
 from graftwork.core.site import NO_DELTA, Delta, Reading
 from graftwork.errors import CompositionError
@@ -97,11 +95,7 @@ def abreast(plans: Sequence[Plan]) -> Plan:
 
 def prompt_lengths(plan: Plan) -> tuple[int, ...]:
     """How many tokens prompts put in front of the rows of a plan: each number once, 0 where there are none."""
-    route = plan.route
-    if route is None or route.prompt is None:
-        return (0,)
-    nodes = [group.program[route.prompt] for group in route.groups] + [None] * (route.banked is not None)
-    return tuple(sorted({0 if node is None else cast(Prompt | Prompts, node).length for node in nodes}))
+    return (0,) if plan.route is None else plan.route.prompt_lengths
 
 
 def run_abreast(

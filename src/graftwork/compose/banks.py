@@ -55,6 +55,8 @@ class Banks:
 
     def levels(self, tree: Composition) -> tuple[Seated, ...] | None:
         """The units of a row in the order in which they run; None where one of them has no slot."""
+        if self._parts.as_adapters(tree):
+            return None  # read by the reference, and as a whole: a Stack is not its members in turn there
         found = []
         for unit in _stacked(tree):
             seat = self._seat(unit)
@@ -110,8 +112,6 @@ class Banks:
         return Seated(bank.put(show(unit), nodes), watch)
 
     def _folded(self, unit: Composition) -> tuple[Watch, _Nodes, _Structures]:
-        if self._parts.as_adapters(unit):
-            raise Unbankable("it is read as `adapters` reads it, by the reference")
         folds: list[Folded] = []
         nodes: _Nodes = []
         structures: _Structures = []

@@ -125,11 +125,20 @@ class BatchRoute:
         longer = self._longer(self.prompt, row, lambda node, own: node.lengthened(own, fill), pad)
         return row if longer is None else longer
 
+    @property
+    def prompt_lengths(self) -> tuple[int, ...]:
+        """How many tokens prompts put in front of the rows: each number once, 0 where a row has none."""
+        if self.prompt is None:
+            return (0,)
+        nodes = [group.program[self.prompt] for group in self.groups]
+        found = {0 if node is None else cast(Prompt | Prompts, node).length for node in nodes}
+        everyone = any(group.rows is None for group in self.groups)
+        rows = {row for group in self.groups if group.rows is not None for row in group.rows.tolist()}
+        return tuple(sorted(found | (set() if everyone or len(rows) == self.batch else {0})))
+
     def check_even(self) -> None:
         """Raise CompositionError where rows have prompts of different lengths, or only some have one."""
-        nodes = [None if self.prompt is None else group.program[self.prompt] for group in self.groups]
-        found = {0 if node is None else cast(Prompt | Prompts, node).length for node in nodes}
-        lengths = sorted(found | ({0} if self.banked is not None else set()))
+        lengths = self.prompt_lengths
         if len(lengths) > 1:
             raise CompositionError(
                 f"rows with prompts of {', '.join(map(str, lengths))} tokens cannot share a batch of images: the model "
