@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from graftwork.compose.agree import agrees
 from graftwork.compose.fold import Folded, fold
 from graftwork.compose.lower import lanes_of, runs_of
 from graftwork.compose.parts import OUR_SEMANTICS, Parts
@@ -21,7 +22,7 @@ from graftwork.core.kinds import read_config
 from graftwork.manifest import Manifest
 
 _USUAL = "dynamic"
-_AS_ADAPTERS = "it is read as `adapters` reads it (semantics: adapters-1)"
+_AS_ADAPTERS = "it is read as `adapters` reads it, which differs from ours here (semantics: adapters-1)"
 
 
 def costs(tree: Composition, manifests: Mapping[str, Manifest], model: str) -> list[dict[str, Any]]:
@@ -63,10 +64,10 @@ def _sizes(tree: Composition) -> tuple[int, ...]:
 def _rows(tree: Composition, parts: Parts, backbone: Backbone) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for site, normed in zip(backbone.sites, backbone.normed, strict=True):
-        legacy = parts.as_adapters(tree)
+        legacy = parts.as_adapters(tree) and not agrees(tree, site.index, parts)
         if legacy and bind(tree, site.index, parts) is None:
             continue
-        folded = None if legacy else fold(tree, site.index, parts, normed=normed, own=True)
+        folded = None if legacy else fold(tree, site.index, parts, normed=normed, own=True, thrifty=True)
         if folded is None and not legacy:
             continue
         layer = _matrices(backbone.layer_of(site)) if site.layer >= 0 else 0

@@ -519,3 +519,29 @@ def test_a_whole_model_runs_folded(family: str) -> None:
             idle = rig.run(None, inputs)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         assert not math.isclose(float((idle - expected).abs().max()), 0, abs_tol=1e-3)
+
+
+def test_a_fusion_that_would_cost_more_folded_is_left_to_the_reference() -> None:
+    """D = 32, eight members of M = 16: K·M = 128 > 3D = 96."""
+    names = "abcdefgh"
+    modules = zoo(**dict.fromkeys(names, "seq_bn[reduction_factor=2]"))
+    wide, narrow = parse(f"Fuse({', '.join(names)}, name=wide)"), parse("Fuse(a, b, name=narrow)")
+    here = reading(True)
+    kept = fold(wide, 0, modules, normed=True, thrifty=True)
+    always = fold(wide, 0, modules, normed=True)
+    assert kept is not None
+    assert always is not None
+    assert always.plan.kept == ()
+    most, least = always.plan.multiplications, always.plan.reference_multiplications
+    assert (most, least) == ((3 * 128 + 2 * 8) * 32 + 8 * (2 * 128 + 8), 2 * 128 * 32 + 3 * 32**2 + 2 * 8 * 32)
+    reason = f"folding would cost more: {most} multiplications a token, and the reference {least}"
+    assert kept.plan.kept == (Kept("Fuse(a, b, c, d, e, f, g, h, name=wide)", reason),)
+    assert (kept.plan.folded, kept.plan.multiplications, kept.plan.bytes) == ((), least, 0)
+    assert off(kept.node(here, NO_DELTA), bind(wide, 0, modules)(here, NO_DELTA)) == 0  # type: ignore[misc]
+    cheap = fold(narrow, 0, modules, normed=True, thrifty=True)
+    assert cheap is not None
+    assert cheap.plan.kept == ()
+    beside = fold(Stack(wide, "a", "b"), 0, modules, normed=True, thrifty=True)
+    assert beside is not None
+    assert beside.plan.folded == ("Stack(a, b)",)
+    assert off(beside.node(here, NO_DELTA), bind(Stack(wide, "a", "b"), 0, modules)(here, NO_DELTA)) < 1e-10  # type: ignore[misc]

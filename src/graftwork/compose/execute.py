@@ -16,12 +16,14 @@ from typing import Any, Literal, TypeAlias, cast
 
 import torch
 
+from graftwork.compose.agree import agrees
 from graftwork.compose.bank_route import seat
 from graftwork.compose.banks import Banks
 from graftwork.compose.fold import Folded, fold
 from graftwork.compose.legacy import program
 from graftwork.compose.lower import Lane
 from graftwork.compose.parts import Parts
+from graftwork.compose.reference import Node
 from graftwork.compose.route import BatchRoute, Program, route
 from graftwork.compose.tree import Composition, names
 from graftwork.compose.trunk import Fork, fork_of
@@ -178,19 +180,32 @@ class Executors:
 
     def _program(self, tree: Composition, manner: Manner) -> Made:
         """The program of a tree, made again where a weight that was folded into it has changed."""
-        manner = "reference" if manner == "reference" or self._parts.as_adapters(tree) else "folded"
+        manner = "reference" if manner == "reference" else "folded"
         old = self._made.get((tree, manner))
         if old is not None and not any(one.stale for one in old.folds):
             return old
         if manner == "folded":
-            folds = [fold(tree, site, self._parts, normed=normed, own=True) for site, normed in enumerate(self.normed)]
-            nodes = tuple(None if one is None else one.node for one in folds)
-            made = Made(tree, manner, nodes, tuple(one for one in folds if one is not None))
+            made = self._folded(tree)
         else:
             made = Made(tree, manner, program(tree, len(self.normed), self._parts))
         self._bytes += made.bytes - (0 if old is None else old.bytes)
         self._made[tree, manner] = made
         return made
+
+    def _folded(self, tree: Composition) -> Made:
+        """Folded where our meaning is that of whoever trained it, else as `legacy.py` has it."""
+        foreign = self._parts.as_adapters(tree)
+        count = len(self.normed)
+        nodes: list[Node | None] = list(program(tree, count, self._parts)) if foreign else [None] * count
+        folds: list[Folded] = []
+        for site, normed in enumerate(self.normed):
+            if foreign and not agrees(tree, site, self._parts):
+                continue
+            one = fold(tree, site, self._parts, normed=normed, own=True, thrifty=True)
+            if one is not None:
+                nodes[site] = one.node
+                folds.append(one)
+        return Made(tree, "folded", tuple(nodes), tuple(folds))
 
     def _learns(self, name: str) -> bool:
         """Whether a weight of the adapter or fusion of that name may get a gradient."""

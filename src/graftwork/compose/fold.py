@@ -4,14 +4,15 @@
     Fuse      zₖ = f(h·Dₖ + dₖ), uₖ = zₖUₖ + vₖ, q = h·Wq + bq. The score q·(uₖWk + bk) is, up to q·bk, which all k
               share and which leaves the softmax, zₖ·(q·WkᵀUₖᵀ) + q·Wkᵀvₖᵀ: zₖ meets further columns of the wide
               down-projection. The value matrix goes into the up-projection. For K members of width M that is
-              3K·D·M + K·D multiplications a token beside the reference's 2K·D·M + 3·D² + 2K·D.
+              3K·D·M + K·D multiplications a token beside the reference's 2K·D·M + 3·D² + 2K·D, so more
+              where K·M > 3D: there the reference runs (`thrifty`).
     Stack     b reads h + zU + v, and (h + zU + v)·D = h·D + z·(UD) + v·D: one down-projection for all, small products
               between. Where b reads through the norm of a post-LN model, what a wrote is written out at full width
               once, normed and read, and the rest is added to it.
 
 Scaling, biases and gates (one number a row) stay in bottleneck space. What would not be exact there is run by the
 reference, block by block, and the plan says why: norms of an adapter's own, a fusion that adds the residual to its
-values, a fusion of members that move the stream, members in different dtypes.
+values, a fusion of members that move the stream, members in different dtypes. What would cost more is left to it too.
 
 Folded weights are a snapshot, built in float64 and cast, never saved; a single adapter that needs no other weights runs
 on its own. `Folded.stale` says when to fold again.
@@ -91,19 +92,19 @@ def fold(
     normed: bool | None,
     width: Callable[[int], int] = int,
     own: bool = False,
+    thrifty: bool = False,
 ) -> Folded | None:
     """Compile a composition at one site for inference; None where none of it has a module there.
 
     normed: whether a norm follows the residual add at the site (post-LN); None for sites of another kind, which the
     reference runs. width: M of an adapter -> the columns it gets. own: a single adapter may run on its own parameters.
-    Raises RoutingError for blocks that route.
+    thrifty: a fusion that would cost more folded is left to the reference. Raises RoutingError for blocks that route.
     """
     if bind(tree, site, modules) is None:
         return None
-    folding = _Folding(site, modules, normed, width, own)
+    folding = _Folding(site, modules, normed, width, own, thrifty)
     node = folding.node(tree)
     assert node is not None  # the reference has one
-    weights = [weight for _, wide in folding.wides for weight in wide.weights]
     held = [weight for _, wide in folding.wides if not _own(wide) for weight in wide.weights]
     plan = FoldPlan(
         site=site,
@@ -111,7 +112,7 @@ def fold(
         folded=tuple(shown for shown, _ in folding.wides),
         kept=tuple(folding.kept),
         written_out=tuple(folding.written_out),
-        multiplications=sum(w.numel() for w in weights if w.dim() == 2) + folding.multiplications,
+        multiplications=sum(_products(wide) for _, wide in folding.wides) + folding.multiplications,
         reference_multiplications=multiplications(tree, site, modules),
         bytes=sum(weight.nbytes for weight in held),
     )
@@ -120,6 +121,10 @@ def fold(
 
 def _own(wide: Wide | Plain) -> bool:
     return isinstance(wide, Plain) and wide.own
+
+
+def _products(wide: Wide | Plain) -> int:
+    return sum(weight.numel() for weight in wide.weights if weight.dim() == 2)
 
 
 def multiplications(tree: Composition, site: int, modules: Modules) -> int:
@@ -150,12 +155,18 @@ class _Folding:
     """One composition at one site: what was folded, what was not."""
 
     def __init__(
-        self, site: int, modules: Modules, normed: bool | None, width: Callable[[int], int] = int, own: bool = False
+        self,
+        site: int,
+        modules: Modules,
+        normed: bool | None,
+        width: Callable[[int], int] = int,
+        own: bool = False,
+        thrifty: bool = False,
     ) -> None:
         self.site = site
         self.modules = modules
         self.normed = normed
-        self.width, self.own = width, own
+        self.width, self.own, self.thrifty = width, own, thrifty
         self.wides: list[tuple[str, Wide | Plain]] = []
         self.kept: list[Kept] = []
         self.written_out: list[str] = []
@@ -172,6 +183,8 @@ class _Folding:
             return bind(tree, self.site, self.modules)
         try:
             wide = self.wide(tree, self.normed)
+            if self.thrifty and fusions(tree):
+                self._refuse_dear(tree, wide)
         except Unfoldable as reason:
             self.kept.append(Kept(show(tree), str(reason)))
             if isinstance(tree, Stack):
@@ -209,6 +222,14 @@ class _Folding:
                 self.written_out.append(f"the norm of the site reads the stream after {names}")
         return wide
 
+    def _refuse_dear(self, tree: Composition, wide: Wide | Plain) -> None:
+        """Raise Unfoldable for what costs more folded: a fusion with K·M > 3D, or about that."""
+        folded, reference = _products(wide), multiplications(tree, self.site, self.modules)
+        if folded > reference:
+            raise Unfoldable(
+                f"folding would cost more: {folded} multiplications a token, and the reference {reference}"
+            )
+
     def _runs(self, tree: Stack) -> list[Composition]:
         """Members that fold stay together, as long as that is not the whole Stack again."""
         runs = [list(run) for _, run in groupby(tree.children, self._folds)]
@@ -217,7 +238,7 @@ class _Folding:
         return [run[0] if len(run) == 1 else Stack(*run) for run in runs]
 
     def _folds(self, tree: Composition) -> bool:
-        apart = _Folding(self.site, self.modules, self.normed)
+        apart = _Folding(self.site, self.modules, self.normed, thrifty=self.thrifty)
         apart.node(tree)
         return not apart.kept
 
