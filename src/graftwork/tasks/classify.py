@@ -1,6 +1,7 @@
 """Text classification: one text, one label of several. Rows {"text", "label"}; scored by accuracy, macro F1 and MCC.
 
-The pair task asks two texts the same question: what a class is, how it is read and scored stands here for both.
+Pairs and images ask the same question of two texts and of an image: how a class is read, answered and scored stands
+here for all three.
 """
 
 from collections.abc import Sequence
@@ -15,26 +16,13 @@ from graftwork.tasks.task import Answer, Row, Task, checked_logits, missing, sho
 from graftwork.tasks.text import TextEncoder
 
 
-@final
 @dataclass(frozen=True)
-class Classification(Task):
-    """One text, one label."""
-
-    kind: ClassVar[str] = "classification"
-    form: ClassVar[str] = '{"text", "label"}'
-    head_kind: ClassVar[str] = "classification"
-    head_layers: ClassVar[int] = 2
+class OneLabel(Task):
+    """One label of several for each row: what it is answered and scored by, whatever the row holds."""
 
     @property
     def main_score(self) -> str:
         return "accuracy"
-
-    def problems(self, row: Row, with_labels: bool) -> list[str]:
-        found = text_problems(row, "text", self.form)
-        return found + class_problems(row, self.labels, self.form) if with_labels else found
-
-    def features(self, row: Row, encoder: TextEncoder) -> Encoded:
-        return encoder.text(row["text"])
 
     def target(self, row: Row, features: Encoded) -> int:
         return self.labels.index(str(row["label"]))
@@ -47,6 +35,24 @@ class Classification(Task):
 
     def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
         return class_details(answers, rows, self.labels)
+
+
+@final
+@dataclass(frozen=True)
+class Classification(OneLabel):
+    """One text, one label."""
+
+    kind: ClassVar[str] = "classification"
+    form: ClassVar[str] = '{"text", "label"}'
+    head_kind: ClassVar[str] = "classification"
+    head_layers: ClassVar[int] = 2
+
+    def problems(self, row: Row, with_labels: bool) -> list[str]:
+        found = text_problems(row, "text", self.form)
+        return found + class_problems(row, self.labels, self.form) if with_labels else found
+
+    def features(self, row: Row, encoder: TextEncoder) -> Encoded:
+        return encoder.text(row["text"])
 
 
 def class_problems(row: Row, labels: Sequence[str], form: str) -> list[str]:

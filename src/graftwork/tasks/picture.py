@@ -4,23 +4,19 @@ Asked over HTTP, an image comes as {"image_base64"}: a server opens no file that
 macro F1 and MCC.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
-from graftwork.tasks.classify import class_answer, class_details, class_problems
-from graftwork.tasks.details import Details
+from graftwork.tasks.classify import OneLabel, class_problems
 from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.images import decoded_base64, image_of
-from graftwork.tasks.metrics import class_scores
-from graftwork.tasks.scorer import Scorer
-from graftwork.tasks.task import Answer, Row, Task, missing
+from graftwork.tasks.task import Row, missing
 from graftwork.tasks.text import TextEncoder
 
 
 @final
 @dataclass(frozen=True)
-class ImageClassification(Task):
+class ImageClassification(OneLabel):
     """One image, one label."""
 
     kind: ClassVar[str] = "image_classification"
@@ -28,10 +24,6 @@ class ImageClassification(Task):
     head_kind: ClassVar[str] = "image_classification"
     head_layers: ClassVar[int] = 1
     reads_images: ClassVar[bool] = True
-
-    @property
-    def main_score(self) -> str:
-        return "accuracy"
 
     def problems(self, row: Row, with_labels: bool) -> list[str]:
         given = [key for key in ("image", "image_base64") if row.get(key) is not None]
@@ -46,15 +38,3 @@ class ImageClassification(Task):
     def features(self, row: Row, encoder: TextEncoder) -> Encoded:
         """The image, checked and not decoded; no encoder is needed for that."""
         return image_of(row["image"] if row.get("image") is not None else decoded_base64(row["image_base64"]))
-
-    def target(self, row: Row, features: Encoded) -> int:
-        return self.labels.index(str(row["label"]))
-
-    def decode(self, logits: Any, encoded: Encoded) -> Answer:
-        return class_answer(logits, self.labels)
-
-    def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
-        return class_scores([answer["label"] for answer in answers], [str(row["label"]) for row in rows])
-
-    def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
-        return class_details(answers, rows, self.labels)
