@@ -12,8 +12,9 @@ from graftwork.errors import AdapterError, BackboneError, Conflict, DataError, N
 from graftwork.manifest import BaseRef, HeadSpec, Manifest
 from graftwork.model import AdapterModel
 from graftwork.packing import Provenance
-from graftwork.recipe import ModelSection, Recipe
+from graftwork.recipe import Recipe
 from graftwork.registry.store import Registry
+from graftwork.schema.sections import ModelSection
 from graftwork.tasks.classify import Classification
 from graftwork.tasks.regression import Regression
 from graftwork.tasks.tag import Tagging

@@ -13,17 +13,8 @@ from pydantic import ValidationError
 from transformers.trainer_utils import SchedulerType
 
 from graftwork.errors import RecipeError, UserError
-from graftwork.recipe import (
-    ADAPTER_FLAGS,
-    AdapterSection,
-    Recipe,
-    TrainingSection,
-    dump,
-    load,
-    loads,
-    override,
-    settings,
-)
+from graftwork.recipe import Recipe, dump, load, loads, override, settings
+from graftwork.schema.sections import ADAPTER_FLAGS, AdapterSection, TrainingSection
 from tests.shared import ROOT
 
 SMALL = "model: {name: minilm}\ntask: {kind: classification}\ndata: {train: train.jsonl}\n"

@@ -29,9 +29,10 @@ from graftwork.core.kinds import read_config, write_config
 from graftwork.errors import AdapterError, Conflict, RecipeError
 from graftwork.manifest import Manifest, Member
 from graftwork.model import AdapterModel, AutoAdapterModel
-from graftwork.recipe import AdapterSection, ModelSection, Recipe
+from graftwork.recipe import Recipe
 from graftwork.registry.package import Package
 from graftwork.registry.store import Registry
+from graftwork.schema.sections import AdapterSection, ModelSection
 from graftwork.tasks.images import ImageEncoder
 from graftwork.tasks.kinds import task_class, task_from_spec
 from graftwork.tasks.task import Task

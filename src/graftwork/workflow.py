@@ -19,7 +19,7 @@ from graftwork.core.backbone import Backbone, load_model
 from graftwork.errors import AdapterError, DataError, UserError
 from graftwork.evaluate import Evaluation, Standing, standings
 from graftwork.importing import facts_of, packages, read
-from graftwork.recipe import DataSection, ModelSection, Recipe, load, override
+from graftwork.recipe import Recipe, load, override
 from graftwork.registry.foreign.adapterhub_write import write_adapterhub
 from graftwork.registry.foreign.hub import locate
 from graftwork.registry.foreign.imported import Fate
@@ -27,6 +27,7 @@ from graftwork.registry.foreign.named import base_name
 from graftwork.registry.foreign.peft_write import write_peft
 from graftwork.registry.package import read as read_package
 from graftwork.registry.store import Registry
+from graftwork.schema.sections import DataSection, ModelSection
 from graftwork.serve.engine import Engine
 from graftwork.serve.limits import Limits
 from graftwork.serve.pruning import Pruned

@@ -14,8 +14,9 @@ from graftwork.core.kinds import ALIASES, NAMED
 from graftwork.errors import CompositionError
 from graftwork.manifest import IDENTITY, Manifest
 from graftwork.model import AdapterModel
-from graftwork.recipe import ADAPTER_FLAGS, Recipe
+from graftwork.recipe import Recipe
 from graftwork.schema.conflicts import FIELDS
+from graftwork.schema.sections import ADAPTER_FLAGS
 from graftwork.tasks.kinds import TASKS
 from tests.shared import ROOT
 

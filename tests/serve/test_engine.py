@@ -18,8 +18,8 @@ from graftwork.compose.tree import Fuse, Stack
 from graftwork.core.heads import HeadConfig
 from graftwork.errors import AdapterError, NotFound, UserError
 from graftwork.packing import Provenance
-from graftwork.recipe import ModelSection
 from graftwork.registry.store import Registry
+from graftwork.schema.sections import ModelSection
 from graftwork.serve.engine import Engine
 from tests import tiny
 from tests.adapted import shaken

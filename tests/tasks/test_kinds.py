@@ -4,7 +4,7 @@ import pytest
 
 from graftwork.errors import DataError
 from graftwork.manifest import TaskSpec
-from graftwork.recipe import TaskKind
+from graftwork.schema.values import TaskKind
 from graftwork.tasks.classify import Classification
 from graftwork.tasks.kinds import TASKS, task_class, task_from_spec
 

@@ -12,9 +12,10 @@ from graftwork.build import open_encoder, open_model, package_task
 from graftwork.compose.grammar import parse
 from graftwork.errors import Conflict, DataError, GoalMissed, NotFound, RecipeError, UserError
 from graftwork.evaluate import evaluate
-from graftwork.recipe import ModelSection, Recipe
+from graftwork.recipe import Recipe
 from graftwork.registry.package import read
 from graftwork.registry.store import Registry
+from graftwork.schema.sections import ModelSection
 from graftwork.train.folder import RunFolder
 from graftwork.train.outcome import TrainResult, read_result
 from graftwork.train.run import train

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graftwork.errors import RecipeError
-from graftwork.recipe import TrainingSection
+from graftwork.schema.sections import TrainingSection
 from graftwork.train.settings import arguments, steps_per_epoch, total_steps, wants_bf16
 from tests.train import small
 

@@ -25,9 +25,9 @@ from graftwork.compose.lower import Lanes
 from graftwork.compose.tree import show
 from graftwork.errors import UserError
 from graftwork.model import AdapterModel
-from graftwork.recipe import ModelSection
 from graftwork.registry.store import Registry
 from graftwork.saying import said
+from graftwork.schema.sections import ModelSection
 from graftwork.serve.batches import apart, batches, texts_of, waves
 from graftwork.serve.catalog import Found
 from graftwork.serve.outcomes import Outcome, failure

@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.errors import DataError
-from graftwork.recipe import DataSection, Recipe
+from graftwork.recipe import Recipe
 from graftwork.schema.conflicts import FIELDS, OPTIONAL, SPLITS, WITHOUT_LABELS
 from graftwork.schema.problems import nearest, shown
+from graftwork.schema.sections import DataSection
 from graftwork.tasks.words import span_of
 from graftwork.train.fields import CHECKS, from_text, number
 from graftwork.train.records import Record, Records, read_records

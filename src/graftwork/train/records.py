@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graftwork.recipe import DataSection, HubSource
+from graftwork.schema.sections import DataSection, HubSource
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from graftwork.compose.tree import show
 from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
 from graftwork.packing import Provenance
-from graftwork.recipe import ModelSection, Recipe, dump
+from graftwork.recipe import Recipe, dump
 from graftwork.registry.durable import sibling
 from graftwork.registry.package import write
 from graftwork.registry.store import Registry
 from graftwork.schema.conflicts import SPLITS
+from graftwork.schema.sections import ModelSection
 from graftwork.train.callbacks import bars
 from graftwork.train.checkpoint import drop_after, newest_whole
 from graftwork.train.curve import draw

@@ -7,7 +7,8 @@ import torch
 from transformers import TrainingArguments
 
 from graftwork.errors import RecipeError
-from graftwork.recipe import Recipe, TrainingSection
+from graftwork.recipe import Recipe
+from graftwork.schema.sections import TrainingSection
 
 LOWER_IS_BETTER = ("mse", "loss")
 KEPT = 2  # checkpoints on disk: the newest and the best, so that a whole one remains while one is written

@@ -1,0 +1,142 @@
+"""The sections of a recipe as typed, frozen data: what each key may be, and what it is where a recipe is silent.
+
+`recipe.py` puts them together and reads them. Knows no YAML, no tensors and no rows.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from graftwork.schema.values import (
+    Columns,
+    Count,
+    Flag,
+    Label,
+    NotNegative,
+    Positive,
+    PrefixCache,
+    ReductionFactor,
+    Reference,
+    Scaling,
+    Scheduler,
+    Share,
+    TaskKind,
+    Text,
+    Whole,
+)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSection(Section):
+    """The frozen base: a model id, a folder, or `minilm`, the encoder of the [demo] extra."""
+
+    name: Text
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    revision: Text | None = None
+
+
+class AdapterSection(Section):
+    """The adapter to train: a named config or config string, flags that change it, and what it is composed with.
+
+    A flag left at null keeps the value of the variant.
+    """
+
+    variant: Text = "seq_bn"
+    reduction_factor: ReductionFactor | None = None
+    non_linearity: Text | None = None
+    original_ln_before: Flag | None = None
+    original_ln_after: Flag | None = None
+    ln_before: Flag | None = None
+    ln_after: Flag | None = None
+    init_weights: Literal["bert", "mam_adapter", "houlsby", "adapter_bert"] | None = None
+    init_weights_seed: Whole | None = None
+    is_parallel: Flag | None = None
+    scaling: Scaling | None = None
+    use_gating: Flag | None = None
+    residual_before_ln: Flag | Literal["post_add"] | None = None
+    adapter_residual_before_ln: Flag | None = None
+    leave_out: tuple[Whole, ...] | None = None
+    dropout: Share | None = None
+    stochastic_depth: Share | None = None
+    mh_adapter: Flag | None = None
+    output_adapter: Flag | None = None
+    cross_adapter: Flag | None = None
+    options: dict[str, JsonValue] | None = None  # of other methods: lora has r, alpha, …
+    composition: Literal["stack", "fuse"] | None = None
+    language_adapter: Reference | None = None  # stack: lies below, stays frozen
+    task_adapter: Reference | None = None  # stack: where training starts; null = a new adapter
+    members: tuple[Reference, ...] | None = None  # fuse
+
+    def overrides(self) -> dict[str, Any]:
+        """The flags and options that the recipe sets, for the variant to take over."""
+        return self.model_dump(mode="json", include=set(ADAPTER_FLAGS), exclude_none=True) | (self.options or {})
+
+
+ADAPTER_FLAGS = tuple(
+    key
+    for key in AdapterSection.model_fields
+    if key not in ("variant", "options", "composition", "language_adapter", "task_adapter", "members")
+)
+
+
+class TrainingSection(Section):
+    """How to train. `full` tunes the whole model and `head` only the head: the two baselines of an adapter."""
+
+    method: Literal["adapter", "full", "head"] = "adapter"
+    epochs: Count = 5
+    batch_size: Count = 32
+    learning_rate: Positive = 1e-4
+    warmup_ratio: Share = 0.06
+    lr_scheduler: Scheduler = "linear"
+    max_seq_length: Count = 256
+    weight_decay: NotNegative = 0.01
+    seed: Whole = 0
+    early_stopping_patience: Count | None = None
+    metric: Text | None = None  # null = the task's main score
+    eval_batch_size: Count = Field(default_factory=lambda fields: int(fields.get("batch_size", 32)))
+    gradient_accumulation: Count = 1
+    max_grad_norm: NotNegative = 1.0
+    bf16: Literal["auto"] | Flag = "auto"
+    max_steps: Count | None = None
+    logging_steps: Count = 50
+    base_dropout: Flag = True  # of what is frozen, while training
+    prefix_cache: PrefixCache = "off"  # states behind the layers below everything that trains
+
+
+class ServingSection(Section):
+    """What the package says about serving it."""
+
+    multi_adapter: Flag = False
+    adapter_cache_size: Count = 32
+
+
+class TaskSection(Section):
+    """What is learned. `labels` fixes the labels and their order; null = those of the training rows, sorted.
+
+    `pooling`: the hidden state that stands for a row; null = as the base's kind has it (first token, or last).
+    """
+
+    kind: TaskKind
+    labels: Annotated[tuple[Label, ...], Field(min_length=2)] | None = None
+    pooling: Literal["first", "last", "mean"] | None = None
+
+
+class HubSource(Section):
+    """A data set on the Hugging Face Hub; `train`, `dev` and `test` then name its splits."""
+
+    id: Text
+    config: Text | None = None
+    revision: Text | None = None
+
+
+class DataSection(Section):
+    """Where the rows are: files (.jsonl, .csv, .parquet), or splits of `hub`. `columns`: our field -> their column."""
+
+    train: Text
+    dev: Text | None = None  # null = a tenth of train is held out
+    test: Text | None = None
+    hub: HubSource | None = None
+    columns: Columns = Field(default_factory=dict)
