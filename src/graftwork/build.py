@@ -1,37 +1,27 @@
 """The one translator: a recipe or a manifest -> models, encoders, tasks, adapters and heads. Configuration stops here.
 
-`set_up` puts on a model what a recipe trains, for the compositions a recipe can name:
-
-    null     name                       a new adapter
-    stack    Stack(hi@3, name)          a frozen language adapter; on it a new adapter, or a package to go on from
-    fuse     Fuse(a@1, b@2, name=name)  frozen members; a new fusion over them
-
-Members are installed under their exact reference (`hi@3`), so that a composition says which packages it means.
-Nothing is read here but models, tokenizers and packages; nothing is written.
+What a recipe trains is put on a model by `train/setup.py`. Nothing is read here but models and tokenizers; nothing is
+written.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from graftwork.compose.tree import Composition, Fuse, Stack
 from graftwork.core.adapter import MethodConfig
 from graftwork.core.backbone import load_image_processor, load_tokenizer
 from graftwork.core.heads import HeadConfig, read_head
 from graftwork.core.heads_facts import HeadFacts, facts_of
 from graftwork.core.heads_hub import causal_lm, masked_lm, sentence_embedding, seq2seq_lm
-from graftwork.core.kinds import read_config, write_config
+from graftwork.core.kinds import read_config
 from graftwork.errors import AdapterError, Conflict, RecipeError
-from graftwork.manifest import Manifest, Member
+from graftwork.manifest import Manifest
 from graftwork.model import AdapterModel, AutoAdapterModel
 from graftwork.recipe import Recipe
-from graftwork.registry.package import Package
-from graftwork.registry.store import Registry
 from graftwork.schema.sections import AdapterSection, ModelSection
 from graftwork.tasks.images import ImageEncoder
 from graftwork.tasks.kinds import task_class, task_from_spec
@@ -133,110 +123,3 @@ _BY_BASE: dict[str, Callable[[HeadFacts, str | None], HeadConfig]] = {
     "seq2seq_lm": lambda facts, _: seq2seq_lm(facts).config,
     "sentence_embedding": lambda facts, pooling: sentence_embedding(facts, pooling or "mean").config,
 }
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a recipe put on a model: the composition that runs, and its part `name` that trains, with the head of it."""
-
-    name: str
-    composition: Composition
-    members: tuple[Member, ...] = ()
-
-
-def set_up(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None = None) -> Setup:
-    """Put a recipe's adapter or fusion with its members and head on a model, and let only the new parts train.
-
-    Raises RecipeError, AdapterError, NotFound for a member that the registry lacks, Conflict for one of another base.
-    """
-    setup = _COMPOSITIONS[recipe.adapter.composition](model, recipe, task, registry)
-    if setup.name not in model.parts.head_configs:
-        add_task_head(model, task, setup.name, recipe.task.pooling)
-    if isinstance(setup.composition, Fuse):
-        model.train_adapter_fusion(setup.composition)
-    else:
-        model.train_adapter(setup.name)
-        model.set_active_adapters(setup.composition)
-    return setup
-
-
-def set_up_head(model: AdapterModel, recipe: Recipe, task: Task) -> Setup:
-    """Put only the task's head on a model and let it train: the frozen base as a baseline."""
-    add_task_head(model, task, recipe.name, recipe.task.pooling)
-    model.set_active_adapters(None)
-    model.parts.train_only([("heads", recipe.name)])
-    model.train()
-    return Setup(recipe.name, None)
-
-
-def _alone(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None) -> Setup:
-    model.add_adapter(recipe.name, adapter_config(recipe.adapter))
-    return Setup(recipe.name, recipe.name)
-
-
-def _stack(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None) -> Setup:
-    below = _install_member(model, "adapter.language_adapter", recipe.adapter.language_adapter or "", registry)
-    members = [below]
-    if recipe.adapter.task_adapter is None:
-        model.add_adapter(recipe.name, adapter_config(recipe.adapter))
-    else:
-        reference, package = _fetch("adapter.task_adapter", recipe.adapter.task_adapter, registry)
-        _check_same_form(recipe.adapter, reference, package)
-        spec = package.manifest.task
-        same = spec is not None and (spec.kind, spec.labels) == (task.kind, task.labels)
-        model.install(package, recipe.name, with_head=same)  # other labels: the head cannot go on, the adapter can
-        members.append(Member(name=reference, digest=package.digest))
-    return Setup(recipe.name, Stack(below.name, recipe.name), tuple(members))
-
-
-def _fuse(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None) -> Setup:
-    wanted = recipe.adapter.members or ()
-    members = [_install_member(model, "adapter.members", reference, registry) for reference in wanted]
-    fuse = Fuse(*(member.name for member in members), name=recipe.name)
-    model.add_adapter_fusion(fuse)
-    return Setup(recipe.name, fuse, tuple(members))
-
-
-_COMPOSITIONS: dict[str | None, Callable[[AdapterModel, Recipe, Task, Registry | None], Setup]] = {
-    None: _alone,
-    "stack": _stack,
-    "fuse": _fuse,
-}
-
-
-def _install_member(model: AdapterModel, key: str, reference: str, registry: Registry | None) -> Member:
-    """Install a package without its head, under its exact reference."""
-    exact, package = _fetch(key, reference, registry)
-    if exact in model.parts.adapter_configs:
-        raise RecipeError(f"{key}: {reference!r} is {exact}, which is a member already; name each member once")
-    model.install(package, exact, with_head=False)
-    return Member(name=exact, digest=package.digest)
-
-
-def _fetch(key: str, reference: str, registry: Registry | None) -> tuple[str, Package]:
-    """The exact reference and the package, which must be an adapter. Raises RecipeError, NotFound, PackageError."""
-    if registry is None:
-        raise RecipeError(f"{key}: {reference!r} is a package, and no registry was given to look it up in")
-    found = registry.resolve(reference)
-    package = registry.get(found)
-    if package.manifest.method is None:
-        raise RecipeError(
-            f"{key}: {found} is a {package.manifest.role} package; an adapter is needed here (role task or language)"
-        )
-    return str(found), package
-
-
-def _check_same_form(section: AdapterSection, reference: str, package: Package) -> None:
-    """A package to go on from brings its own form: a recipe that asks for another one is refused."""
-    asked = "variant" in section.model_fields_set or section.overrides()
-    if not asked:
-        return
-    wanted, has = write_config(adapter_config(section)), write_config(read_config(package.manifest.method or {}))
-    differing = [
-        f"{key} {has.get(key)!r} there, {value!r} here" for key, value in wanted.items() if has.get(key) != value
-    ]
-    if differing:
-        raise RecipeError(
-            f"adapter.task_adapter: {reference} has another form ({'; '.join(differing)}); training goes on from "
-            "it as it is, so remove variant and flags from the recipe"
-        )

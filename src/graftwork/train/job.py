@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graftwork.build import Setup, open_encoder, open_images, open_model, positions, recipe_task, set_up, set_up_head
+from graftwork.build import open_encoder, open_images, open_model, positions, recipe_task
 from graftwork.errors import RecipeError
 from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
@@ -24,6 +24,7 @@ from graftwork.train.data import Data, load_data
 from graftwork.train.full import FullModel
 from graftwork.train.prefix import Prefix, plan
 from graftwork.train.settings import wants_bf16
+from graftwork.train.setup import Setup, set_up, set_up_head
 
 PROBED = 2  # dev rows that go through the untrained model, to see that everything fits together
 
