@@ -2,6 +2,7 @@
 
 from graftwork.compose.tree import Fuse, Stack
 from graftwork.model import AdapterModel
+from graftwork.summary import heavy
 from tests import tiny
 from tests.adapted import adapted
 
@@ -64,3 +65,11 @@ def test_a_model_without_parts_has_a_base() -> None:
     summary = AdapterModel(tiny.model("gpt2")).adapter_summary()
     assert summary.rows == ()
     assert "(frozen base)" in str(summary)
+
+
+def test_a_fusion_above_five_percent_of_its_base_is_said_to_be_heavy() -> None:
+    assert heavy("mix", 50, 1000) is None
+    said = heavy("mix", 21_252_096, 109_482_240)
+    assert said is not None
+    assert said.startswith("fusion mix has 21,252,096 parameters, 19.4 % of the base")
+    assert said.endswith("Average(a, b) has none")

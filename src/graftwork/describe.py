@@ -1,18 +1,16 @@
 """What something is: a model, a method, a package or a composition, as plain data that a command can print.
 
-Parameters are counted by building the modules on the meta device: shapes without weights, however large the model.
+What has parameters is counted in `sizes.py`, what a composition costs to run in `costs.py`; no weights are read.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from graftwork.compose.grammar import parse
-from graftwork.compose.parts import Parts
-from graftwork.compose.tree import Composition, Fuse, fusions, leaves, show, top
+from graftwork.compose.tree import Composition, fusions, leaves, show, top
 from graftwork.core.backbone import Backbone, load_skeleton
 from graftwork.core.families import FAMILIES, Family, family_of
 from graftwork.core.fusion import FUSIONS
@@ -24,15 +22,19 @@ from graftwork.errors import AdapterError, BackboneError, NotFound, UserError
 from graftwork.manifest import Manifest
 from graftwork.registry.package import MANIFEST, read, read_manifest
 from graftwork.registry.store import Registry
+from graftwork.sizes import of_fusion, of_head, of_layers, of_method, of_model, storage
 
-_MEMBERS = 3  # how many members a fusion is counted with; its size does not depend on it
 
-
-def describe(what: str, registry: Registry, *, model: str | None = None, method: str | None = None) -> dict[str, Any]:
+def describe(
+    what: str, registry: Registry, *, model: str | None = None, method: str | None = None, store: Sequence[str] = ()
+) -> dict[str, Any]:
     """Say what `what` is: `methods`, `families`, a package folder, a composition, a method, a package or a model.
 
-    model: count methods on this model, or list its sites. method: count only this method on a model. Raises UserErrors.
+    model: count methods on this model, or list its sites. method: count only this method on a model. store: what so
+    many adapters of a model take on disk, `["16*seq_bn_inv", "9*seq_bn"]`. Raises UserErrors.
     """
+    if store:
+        return _storage(what, method, store)
     if what == "methods":
         return methods(model)
     if what == "families":
@@ -59,7 +61,6 @@ def describe(what: str, registry: Registry, *, model: str | None = None, method:
 def methods(model: str | None = None) -> dict[str, Any]:
     """Every named configuration: its aliases, method, paper and places; on a model also its parameters, or why none."""
     backbone = None if model is None else Backbone(load_skeleton(model))
-    base = 0 if backbone is None else sum(parameter.numel() for parameter in backbone.model.parameters())
     rows = []
     for name, config in NAMED.items():
         aliases = [alias for alias, meant in ALIASES.items() if meant == name]
@@ -68,7 +69,7 @@ def methods(model: str | None = None) -> dict[str, Any]:
             rows.append({**row, "goes to": config.where})
             continue
         try:
-            counted = _counted(backbone, name, base)
+            counted = of_method(backbone, name)
         except AdapterError as error:
             counted = {"refused": str(error)}
         rows.append(row | {key: value for key, value in counted.items() if key != "method"})
@@ -117,83 +118,52 @@ def _family(row: Family) -> dict[str, Any]:
     }
 
 
+def _storage(name: str, method: str | None, store: Sequence[str]) -> dict[str, Any]:
+    if method is not None:
+        raise UserError(f"--store names its methods itself ({', '.join(store)}); leave --method {method} out")
+    backbone = Backbone(load_skeleton(name))
+    return {"kind": "storage", "model": name, "parameters": of_model(backbone), **storage(backbone, store)}
+
+
 def _model(name: str, method: str | None) -> dict[str, Any]:
     backbone = Backbone(load_skeleton(name))
-    base = sum(parameter.numel() for parameter in backbone.model.parameters())
-    fitting = [_counted(backbone, method, base)] if method else _fitting(backbone, base)
-    width = backbone.sites[0].width
     return {
         "kind": "model",
         "name": name,
         "model_type": backbone.config.model_type,
         "layers": backbone.layers,
-        "width": width,
-        "parameters": base,
+        "width": backbone.sites[0].width,
+        "parameters": of_model(backbone),
+        "parameters of the layers": of_layers(backbone),
         "sites": sorted({site.kind for site in backbone.sites if site.place == "sublayer"}),
-        "methods": fitting,
-        "fusions": [
-            {"fusion": name, "parameters": count, "share": 100 * count / base}
-            for name in FUSIONS
-            for count in [_fusion_size(backbone, name)]
-        ],
-        "heads": _head_sizes(backbone),
+        "methods": [of_method(backbone, method)] if method else _fitting(backbone),
+        "fusions": [of_fusion(backbone, name) for name in FUSIONS],
+        "heads": _heads(backbone),
     }
 
 
-def _fitting(backbone: Backbone, base: int) -> list[dict[str, Any]]:
+def _fitting(backbone: Backbone) -> list[dict[str, Any]]:
     """Every named method that finds a place on the model."""
     rows = []
     for name in NAMED:
         with suppress(AdapterError):
-            rows.append(_counted(backbone, name, base))
+            rows.append(of_method(backbone, name))
     return rows
 
 
-def _counted(backbone: Backbone, method: str, base: int) -> dict[str, Any]:
-    parts = Parts()
-    with torch.device("meta"):
-        parts.add_adapter("counted", read_config(method), backbone)
-    count = parts.count("adapters", "counted")
-    return {
-        "method": method,
-        "modules": len(parts.modules_of("adapters", "counted")),
-        "parameters": count,
-        "share": 100 * count / base,
-    }
-
-
-def _fusion_size(backbone: Backbone, config: str) -> int:
-    parts = Parts()
-    names = [f"member-{number}" for number in range(_MEMBERS)]
-    with torch.device("meta"):
-        for name in names:
-            parts.add_adapter(name, read_config("seq_bn"), backbone)
-        fuse = Fuse(*names, name="counted")
-        parts.add_fusion(fuse, FUSIONS[config], backbone)
-    return parts.count("fusions", "counted")
-
-
-def _head_sizes(backbone: Backbone) -> list[dict[str, Any]]:
+def _heads(backbone: Backbone) -> list[dict[str, Any]]:
     configs = {
         "classification, 2 labels": HeadConfig(kind="classification", num_outputs=2),
         "tagging, 9 labels": HeadConfig(kind="tagging", num_outputs=9, layers=1, pooling="none"),
     }
-    rows = []
-    for name, config in configs.items():
-        parts = Parts()
-        with torch.device("meta"):
-            parts.add_head("counted", config, backbone)
-        rows.append({"head": name, "parameters": parts.count("heads", "counted")})
-    return rows
+    return [{"head": name, "parameters": of_head(backbone, config)} for name, config in configs.items()]
 
 
 def _method(text: str, model: str | None) -> dict[str, Any]:
     config = read_config(text)
     described: dict[str, Any] = {"kind": "method", "name": text, "config": write_config(config)}
     if model is not None:
-        backbone = Backbone(load_skeleton(model))
-        base = sum(parameter.numel() for parameter in backbone.model.parameters())
-        described |= {"model": model, **_counted(backbone, text, base)}
+        described |= {"model": model, **of_method(Backbone(load_skeleton(model)), text)}
     return described
 
 

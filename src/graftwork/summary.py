@@ -6,6 +6,19 @@ from graftwork.compose.parts import Parts
 from graftwork.compose.tree import Composition, fusions, leaves
 from graftwork.core.backbone import Backbone
 
+LIGHT = 5.0  # percent of the base; above it a fusion is no small module any more
+
+
+def heavy(name: str, parameters: int, base: int) -> str | None:
+    """What is to be said of a fusion that has more than 5 % of its base's parameters; None of a lighter one."""
+    share = 100 * parameters / max(base, 1)
+    if share <= LIGHT:
+        return None
+    return (
+        f"fusion {name} has {parameters:,} parameters, {share:.1f} % of the base: whole matrices (query, key, value) "
+        "at every site, however few its members; Average(a, b) has none"
+    )
+
 
 @dataclass(frozen=True)
 class SummaryRow:

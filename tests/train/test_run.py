@@ -250,6 +250,8 @@ def test_compositions(
     below = {name: registry.get(name) for name in members if name in composition}
     assert again(result, made, made.model.name, below) == pytest.approx(result.scores["test"], abs=1e-4)
     assert result.parameters["fusion"] > 0 or "Stack" in composition
+    heavy = "fusion top has 9,408 parameters, 29.4 % of the base"
+    assert any(note.startswith(heavy) for note in result.notes) is (result.parameters["fusion"] > 0)
 
 
 def test_only_the_head(tmp_path: Path) -> None:

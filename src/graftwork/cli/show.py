@@ -19,6 +19,9 @@ def show(
         str | None, typer.Option("--model", "-m", help="count methods or a composition, or list sites, on this model")
     ] = None,
     method: Annotated[str | None, typer.Option(help="count only this method on a model")] = None,
+    store: Annotated[
+        list[str] | None, typer.Option(help="disk for so many adapters on a model, '16*seq_bn'; repeatable")
+    ] = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
@@ -30,10 +33,11 @@ def show(
       graftwork show families
       graftwork show minilm
       graftwork show bert-base-uncased --method 'double_seq_bn[reduction_factor=12]'
+      graftwork show bert-large-uncased --store '26*seq_bn'
       graftwork show 'Stack(hi, intent)'
       graftwork show 'Fuse(a, b, c)' --model bert-base-uncased
     """
-    described = describe(what, open_registry(root), model=model, method=method)
+    described = describe(what, open_registry(root), model=model, method=method, store=store or ())
     if as_json:
         emit(described)
         return

@@ -17,6 +17,7 @@ from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
 from graftwork.recipe import Recipe
 from graftwork.registry.store import Registry
+from graftwork.summary import heavy
 from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.task import Encoder, Task
 from graftwork.train.batches import EncodedRows, ImageRows, rows_of
@@ -129,7 +130,8 @@ def assemble(recipe: Recipe, registry: Registry | None, data: Data, model: Adapt
     splits = rows.encoded
     sets = {"train": rows_of(splits["train"], rows.encoder, redraw), "dev": rows_of(splits["dev"], rows.encoder)}
     prefix, kept = _prefix(recipe, model, sets)
-    notes = (*data.notes, *_cut(splits, rows.encoder.max_length, recipe), *([kept] if kept else []))
+    said = (*_cut(splits, rows.encoder.max_length, recipe), kept, *_heavy(model, setup))
+    notes = (*data.notes, *filter(None, said))
     return Job(
         recipe, data, rows.dev, splits, rows.task, rows.encoder, model, learner, setup, metric, sets, prefix, notes
     )
@@ -163,6 +165,12 @@ def _cut(encoded: Mapping[str, Sequence[Encoded]], limit: int, recipe: Recipe) -
     for split, rows in encoded.items():
         if cut := sum(row.cut > 0 for row in rows):
             yield f"{cut} of {len(rows)} rows of {split} are longer than {limit} pieces and were cut"
+
+
+def _heavy(model: AdapterModel, setup: Setup) -> Iterator[str]:
+    if setup.name in model.parts.fusion_records:
+        base = sum(parameter.numel() for parameter in model.base.parameters())
+        yield heavy(setup.name, model.parts.count("fusions", setup.name), base) or ""
 
 
 def _flat(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
