@@ -362,6 +362,30 @@ def test_what_rests_and_is_kept(training: str, kind: str, says: str) -> None:
     assert f"training.{says}" in only(small(training=training, task=f"{{kind: {kind}}}"))
 
 
+@pytest.mark.parametrize(
+    ("training", "kind", "says"),
+    [
+        ("{drop: 3}", "classification", "drop: 3 is not allowed; write random, or a range to draw from: [0, 5] (for the same layers always, adapter.leave_out: [0, 1, 2])"),
+        ("{drop: [3, 3]}", "classification", "drop: [3, 3] is not allowed; write random, or a range"),
+        ("{drop: [0, 1, 2]}", "classification", "drop: [0, 1, 2] is not allowed; write random, or a range"),
+        ("{drop: [0, -1]}", "classification", "drop.1: -1 is not allowed"),
+        ("{drop: Random}", "classification", "drop: 'Random' is not allowed; write random, or a range"),
+        ("{drop: random, method: head}", "classification", "drop: 'random': method: head trains no adapter to drop; remove it"),
+        ("{drop: [0, 2], method: full}", "classification", "drop: [0, 2]: method: full trains no adapter to drop; remove it"),
+        ("{drop: random}", "seq2seq_lm", "drop: 'random': texts are said with the adapters of all layers; remove it"),
+    ],
+)  # fmt: skip
+def test_what_a_step_can_drop(training: str, kind: str, says: str) -> None:
+    assert f"training.{says}" in only(small(training=training, task=f"{{kind: {kind}}}"))
+
+
+@pytest.mark.parametrize("drop", ["random", [0, 2]])
+def test_a_step_may_drop_layers(drop: Any) -> None:
+    made = loads(small(training=f"{{drop: {drop}}}"), check_files=False)
+    assert made.training.drop == (drop if drop == "random" else (0, 2))
+    assert loads(dump(made), check_files=False) == made
+
+
 @pytest.mark.parametrize("size", ["off", "auto", "500MB", "16GB"])
 def test_states_may_be_kept_where_the_base_rests(size: str) -> None:
     made = loads(small(training=f"{{prefix_cache: {size}, base_dropout: no}}"), check_files=False)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graftwork.errors import CompositionError, UserError
+from graftwork.errors import AdapterError, CompositionError, UserError
 from graftwork.model import AdapterModel
 from graftwork.model import Setup as Adapters
 from graftwork.saying import said
@@ -30,16 +30,26 @@ def evaluate(
     head: str,
     batch_size: int = 64,
     new_tokens: int | None = None,
+    skip_layers: Sequence[int] = (),
 ) -> tuple[dict[str, float], list[Answer]]:
     """The scores of a composition on labelled rows, and its answers. Raises DataError with the problems of all rows.
 
     new_tokens: the most pieces of a text that the model says; None is as many as the encoder takes, 0 is no text.
+    skip_layers: those that run without adapters.
     """
     found = [(number, task.problems(row, with_labels=True)) for number, row in enumerate(rows, start=1)]
     problems = [f"row {number}: {problem}" for number, several in found for problem in several]
     refuse(problems if rows else ["there are no rows, so there is nothing to score"])
     answers = answer(
-        model, task, encoder, rows, adapters=adapters, head=head, batch_size=batch_size, new_tokens=new_tokens
+        model,
+        task,
+        encoder,
+        rows,
+        adapters=adapters,
+        head=head,
+        batch_size=batch_size,
+        new_tokens=new_tokens,
+        skip_layers=skip_layers,
     )
     return task.score(answers, rows), answers
 
@@ -54,8 +64,11 @@ def answer(
     head: str,
     batch_size: int = 64,
     new_tokens: int | None = None,
+    skip_layers: Sequence[int] = (),
 ) -> list[Answer]:
     """One answer a row, in their order; labels are not looked at. Raises DataError, InputTooLong, AdapterError."""
+    if task.speaks and skip_layers:
+        raise AdapterError(f"task kind {task.kind} says texts, which run the adapters of all layers; skip none")
     encoded = task.encode(rows, encoder)
     by_length = sorted(range(len(encoded)), key=lambda row: -encoded[row].length)  # the largest batch first
     answers: dict[int, Answer] = {}
@@ -72,7 +85,8 @@ def answer(
                     answers |= dict(zip(batch, found, strict=True))
                     continue
                 inputs = encoder.pad([encoded[row] for row in batch])
-                logits = _logits(model, {key: value.to(model.device) for key, value in inputs.items()}, adapters, head)
+                placed = {key: value.to(model.device) for key, value in inputs.items()}
+                logits = _logits(model(**placed, adapters=adapters, head=head, skip_layers=skip_layers), len(batch))
                 answers |= {row: task.decode(logits[place], encoded[row]) for place, row in enumerate(batch)}
     finally:
         model.train(training)
@@ -138,10 +152,10 @@ def standings(
     ]
 
 
-def _logits(model: AdapterModel, inputs: dict[str, Tensor], adapters: Adapters, head: str) -> Tensor:
+def _logits(output: Any, rows: int) -> Tensor:
     """(B, L), or (B, T, L) where the head answers per piece; float32 on the CPU."""
-    (group,) = model(**inputs, adapters=adapters, head=head).groups
+    (group,) = output.groups
     logits: Tensor = group.text_logits
-    if len(logits) != len(next(iter(inputs.values()))):
+    if len(logits) != rows:
         raise CompositionError("Parallel answers every row once per branch; evaluate its branches one by one")
     return logits.float().cpu()

@@ -18,6 +18,8 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "graftwork.cli.train:command()": (9, "a parameter is an option of the command, and typer takes no other form"),
     "graftwork.core.heads_hub:classification()": (10, "AdapterHub's arguments of add_classification_head"),
     "graftwork.core.heads_hub:image_classification()": (10, "AdapterHub's arguments of add_image_classification_head"),
+    "graftwork.evaluate:evaluate()": (9, "what is asked of a model, a task and rows; most of it is said by name"),
+    "graftwork.evaluate:answer()": (9, "as evaluate()"),
     "graftwork.compose.blend:average_adapter()": (12, "AdapterHub's arguments of average_adapter, and ours"),
     "graftwork.cli.evaluate:command()": (11, "typer reads the options of a command from its parameters"),
     "graftwork.core.heads_hub:multiple_choice()": (9, "AdapterHub's arguments of add_multiple_choice_head"),

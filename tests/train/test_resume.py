@@ -130,6 +130,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "the whole model": {"training.method": "full", "training.epochs": 2},
     "only the head": {"training.method": "head"},
+    "layers dropped at random": {"training.drop": "random"},
     "behind a frozen prefix": {
         "training.base_dropout": False,
         "training.prefix_cache": "auto",

@@ -106,6 +106,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "training.learning_rate": 1e-7,
         "adapter.variant": "prompt_tuning[prompt_length=3]",
     },
+    "drops": {"training.drop": "random", "training.seed": 3},
     "masked": {"task.kind": "masked_lm", "training.method": "head", "training.batch_size": 5, "training.max_steps": 7},
 }
 

@@ -122,6 +122,11 @@ def _limits(manifest: Manifest) -> str:
     ]
     if manifest.task:
         lines.append(f"- Texts of more than {manifest.task.max_length} tokens were not seen in training.")
+    if isinstance(dropped := manifest.training.get("drop"), list):
+        lines.append(
+            f"- It was trained with the adapters of the lowest {dropped[0]} to {dropped[-1]} layers dropped at random "
+            f"(AdapterDrop): any number of them up to {dropped[-1]} may be skipped, at the scores under Training."
+        )
     if manifest.base.asserted:
         lines.append("- The base was asserted by whoever imported this package: shapes were checked, weights were not.")
     if manifest.semantics != "graftwork-1":

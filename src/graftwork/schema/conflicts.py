@@ -47,6 +47,7 @@ def conflicts(data: Mapping[str, Any]) -> Iterator[Problem]:
     adapter, task, source = (_section(data, name) for name in ("adapter", "task", "data"))
     yield from _composition(adapter, _section(data, "training").get("method", "adapter"))
     yield from _resting(_section(data, "training"), task.get("kind"))
+    yield from _dropping(_section(data, "training"), task.get("kind"))
     yield from _task(task)
     yield from _columns(task.get("kind"), source.get("columns"))
 
@@ -108,6 +109,17 @@ def _resting(training: Mapping[str, Any], kind: Any) -> Iterator[Problem]:
         why = "states are kept of texts, not of images"
     if why:
         yield _about("training", "prefix_cache", f"{shown(wanted)}: {why}, or set it to off")
+
+
+def _dropping(training: Mapping[str, Any], kind: Any) -> Iterator[Problem]:
+    """Where there are no adapters to drop, or nothing could run without them later."""
+    drop, method = training.get("drop"), training.get("method")
+    if drop is None:
+        return
+    if method in ("full", "head"):
+        yield _about("training", "drop", f"{shown(drop)}: method: {method} trains no adapter to drop; remove it")
+    elif kind == "seq2seq_lm":
+        yield _about("training", "drop", f"{shown(drop)}: texts are said with the adapters of all layers; remove it")
 
 
 def _task(task: Mapping[str, Any]) -> Iterator[Problem]:

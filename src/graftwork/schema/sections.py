@@ -12,6 +12,7 @@ from graftwork.schema.values import (
     Count,
     Flag,
     Label,
+    LayersDropped,
     NotNegative,
     Positive,
     PrefixCache,
@@ -103,6 +104,7 @@ class TrainingSection(Section):
     max_steps: Count | None = None
     logging_steps: Count = 50
     base_dropout: Flag = True  # of what is frozen, while training
+    drop: LayersDropped | None = None  # AdapterDrop: how many of the lowest layers a step runs without adapters
     prefix_cache: PrefixCache = "off"  # states behind the layers below everything that trains
 
 

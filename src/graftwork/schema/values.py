@@ -83,6 +83,19 @@ PrefixCache = Annotated[
     Field(pattern=r"^(off|auto|[1-9][0-9]{0,5}(MB|GB))$"),
     Allowed("off, auto, or the most bytes on disk: 500MB, 2GB"),
 ]
+
+
+def _ascending(value: object) -> object:
+    if isinstance(value, tuple) and value[0] >= value[1]:
+        raise ValueError("a range begins below its end")
+    return value
+
+
+LayersDropped = Annotated[
+    Literal["random"] | tuple[Whole, Whole],
+    AfterValidator(_ascending),
+    Allowed("random, or a range to draw from: [0, 5] (for the same layers always, adapter.leave_out: [0, 1, 2])"),
+]
 # Those of transformers' schedulers that need no settings of their own.
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"

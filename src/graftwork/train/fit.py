@@ -57,7 +57,7 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.step = step
-        trainer.base_dropout = training.base_dropout
+        trainer.base_dropout, trainer.drop = training.base_dropout, job.drop
         with nullcontext() if job.prefix is None else job.prefix.kept(training.eval_batch_size) as trainer.shortcut:
             trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
         # mixed precision leaves a wrapper around the forward that loses which head answered which row

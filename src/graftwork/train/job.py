@@ -22,6 +22,7 @@ from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.task import Encoder, Task
 from graftwork.train.batches import EncodedRows, ImageRows, rows_of
 from graftwork.train.data import Data, load_data
+from graftwork.train.drop import Drop, plan_drop
 from graftwork.train.full import FullModel
 from graftwork.train.prefix import Prefix, plan
 from graftwork.train.settings import wants_bf16
@@ -36,7 +37,8 @@ class Job:
 
     learner: what the Trainer gets, `model` or a full copy of it. encoded: split -> its tokenised rows; those of dev are
     longest first, and `dev` holds its rows in the same order. sets: the same as data sets. metric: the score that picks
-    the best epoch. prefix: the layers whose states are kept, where the recipe asks for it.
+    the best epoch. drop: the layers that a step runs without adapters, prefix: those whose states are kept, where the
+    recipe asks for it.
     """
 
     recipe: Recipe
@@ -50,6 +52,7 @@ class Job:
     setup: Setup
     metric: str
     sets: Mapping[str, EncodedRows | ImageRows]
+    drop: Drop | None
     prefix: Prefix | None
     notes: tuple[str, ...]
 
@@ -129,11 +132,25 @@ def assemble(recipe: Recipe, registry: Registry | None, data: Data, model: Adapt
     redraw = rows.task.redraw(rows.encoder, recipe.training.seed)
     splits = rows.encoded
     sets = {"train": rows_of(splits["train"], rows.encoder, redraw), "dev": rows_of(splits["dev"], rows.encoder)}
+    drop = plan_drop(model, recipe.training.drop, recipe.training.seed)
     prefix, kept = _prefix(recipe, model, sets)
     said = (*_cut(splits, rows.encoder.max_length, recipe), kept, *_heavy(model, setup))
     notes = (*data.notes, *filter(None, said))
     return Job(
-        recipe, data, rows.dev, splits, rows.task, rows.encoder, model, learner, setup, metric, sets, prefix, notes
+        recipe,
+        data,
+        rows.dev,
+        splits,
+        rows.task,
+        rows.encoder,
+        model,
+        learner,
+        setup,
+        metric,
+        sets,
+        drop,
+        prefix,
+        notes,
     )
 
 

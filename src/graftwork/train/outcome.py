@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class TrainResult:
     """One finished run. `package` holds what was trained; `scores` are those of the best epoch, `dev` and `test`.
 
     history: points of the training curve, {"step", "epoch"} with "loss" and "learning_rate", or with "dev" scores.
+    drop_curve: of a run with `training.drop`, the dev scores with the adapters of the lowest 0, 1, … layers dropped.
     parameters: of what trained, the adapter, fusion and head in the package, and the base. seconds: of training, in
     this process alone where a run was resumed (from step `resumed_from`).
     """
@@ -47,6 +48,7 @@ class TrainResult:
     resumed_from: int = 0
     machine: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    drop_curve: Sequence[Mapping[str, float]] = field(default_factory=list)
 
     @property
     def size(self) -> int:
@@ -65,10 +67,12 @@ def write_result(result: TrainResult) -> None:
 def read_result(folder: RunFolder) -> TrainResult:
     """A finished run, read back. Raises PackageError."""
     contents = load_json(folder.result.read_bytes(), str(folder.result))
-    known = {one.name for one in fields(TrainResult) if one.metadata.get("written", True)}
-    if not isinstance(contents, dict) or contents.keys() != known:
+    known = [one for one in fields(TrainResult) if one.metadata.get("written", True)]
+    names = {one.name for one in known}
+    needed = {one.name for one in known if one.default is MISSING and one.default_factory is MISSING}
+    if not isinstance(contents, dict) or not needed <= contents.keys() <= names:
         raise PackageError(f"{folder.result}: is not the result of a run; start again with --overwrite")
-    notes = tuple(contents.pop("notes") or ())  # type: ignore[arg-type]
+    notes = tuple(contents.pop("notes", None) or ())  # type: ignore[arg-type]
     return TrainResult(**contents, notes=notes, folder=folder.path, package=read(folder.package))  # type: ignore[arg-type]
 
 

@@ -45,8 +45,11 @@ def lines(result: TrainResult) -> list[str]:
         f"{split}: {', '.join(f'{name} {value:.4f}' for name, value in found.items())}"
         for split, found in result.scores.items()
     ]
+    main, curve = result.main, result.drop_curve
+    dropped = ", ".join(f"{n}: {found[main]:.4f}" for n, found in enumerate(curve))
     return [
         *scores,
+        *([f"dev {main} by layers dropped: {dropped}"] if dropped else []),
         *(f"note: {note}" for note in result.notes),
         f"package: {folder.package}",
         f"all of it: {folder.path}",

@@ -10,6 +10,7 @@ follows from (seed, epoch). Sets the global random seeds, as transformers' Train
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from graftwork.registry.package import write
 from graftwork.registry.store import Registry
 from graftwork.schema.conflicts import SPLITS
 from graftwork.schema.sections import ModelSection
+from graftwork.tasks.task import Row
 from graftwork.train.callbacks import bars
 from graftwork.train.checkpoint import drop_after, newest_whole
 from graftwork.train.curve import draw
@@ -110,19 +112,17 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
     """Score the best epoch, package what was trained, and write it all down."""
     recipe, name = job.recipe, job.setup.name
     model = _tuned(job, folder, job.learner) if isinstance(job.learner, FullModel) else job.model
-    points = history(state.log_history)
-    best = round(
-        (state.best_global_step or state.global_step) / steps_per_epoch(recipe.training, len(job.data.train)), 2
-    )
-    training = {**recipe.training.model_dump(mode="json"), "steps": state.global_step, "best_epoch": best}
+    points, best = history(state.log_history), _best_epoch(job, state)
+    scores = {split: _scores(job, model, rows) for split in ("dev", "test") if (rows := getattr(job.data, split))}
+    curve = [scores["dev"], *(_scores(job, model, job.data.dev, range(n)) for n in job.drop.counts)] if job.drop else []
     provenance = Provenance(
         task=job.task.spec,
         vocabulary=job.encoder.digest,
         composition=show(job.setup.composition),
         members=job.setup.members,
-        scores=_scores(job, model),
+        scores=scores,
         data=_data(job),
-        training=training | {"serving": recipe.serving.model_dump(mode="json")},
+        training=_training(job, state.global_step, best, curve),
     )
     package = model.package(name, provenance=provenance)
     with named(folder.path):
@@ -133,7 +133,8 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
         method=recipe.training.method,
         composition=provenance.composition,
         main=job.task.main_score,
-        scores=provenance.scores,
+        scores=scores,
+        drop_curve=curve,
         history=points,
         steps=state.global_step,
         epochs=state.epoch,
@@ -169,21 +170,33 @@ def _tuned(job: Job, folder: RunFolder, learner: FullModel) -> AdapterModel:
     return tuned
 
 
-def _scores(job: Job, model: AdapterModel) -> dict[str, dict[str, float]]:
-    splits = {"dev": job.data.dev, "test": job.data.test}
-    return {
-        split: evaluate(
-            model,
-            job.task,
-            job.encoder,
-            rows,
-            adapters=job.setup.composition,
-            head=job.setup.name,
-            batch_size=job.recipe.training.eval_batch_size,
-        )[0]
-        for split, rows in splits.items()
-        if rows
-    }
+def _best_epoch(job: Job, state: TrainerState) -> float:
+    best: int = state.best_global_step or state.global_step
+    return round(best / steps_per_epoch(job.recipe.training, len(job.data.train)), 2)
+
+
+def _scores(job: Job, model: AdapterModel, rows: Sequence[Row], skip: Sequence[int] = ()) -> dict[str, float]:
+    """Of the composition on labelled rows, without adapters in the layers `skip`."""
+    return evaluate(
+        model,
+        job.task,
+        job.encoder,
+        rows,
+        adapters=job.setup.composition,
+        head=job.setup.name,
+        batch_size=job.recipe.training.eval_batch_size,
+        skip_layers=skip,
+    )[0]
+
+
+def _training(job: Job, steps: int, best: float, curve: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """How it was trained, for the package: the recipe's settings and what they came to."""
+    recipe, main = job.recipe, job.task.main_score
+    written = {**recipe.training.model_dump(mode="json"), "steps": steps, "best_epoch": best}
+    if job.drop is not None:
+        written |= {"drop": [job.drop.low, job.drop.high]}
+        written |= {f"dev_{main}_by_layers_dropped": {str(n): scores[main] for n, scores in enumerate(curve)}}
+    return written | {"serving": recipe.serving.model_dump(mode="json")}
 
 
 def _data(job: Job) -> dict[str, Any]:

@@ -151,10 +151,11 @@ def _once(keys: Sequence[Hashable], make: Callable[[int], _Made]) -> list[_Made]
 
 @dataclass(frozen=True)
 class _Batch:
-    """The next batch of a job, and how many of them share one optimiser step."""
+    """The next batch of a job, the layers without adapters, and how many batches share one optimiser step."""
 
     job: Job
     inputs: dict[str, Tensor]
+    dropped: Sequence[int]
     divisor: int
 
 
@@ -162,7 +163,7 @@ _Turn: TypeAlias = Turn[_Batch, Tensor, TrainResult]
 
 
 def _work(job: Job, how: How, shown: Progress, ask: Callable[[_Batch], Tensor]) -> TrainResult:
-    return carry_out(job, how, shown, lambda inputs, divisor: ask(_Batch(job, inputs, divisor)))
+    return carry_out(job, how, shown, lambda *batch: ask(_Batch(job, *batch)))
 
 
 def _take_turns(turns: Sequence[_Turn], shared: "_Shared") -> None:
@@ -223,7 +224,7 @@ class _Shared:
 def _call(batch: _Batch) -> Call:
     model, setup = batch.job.model, batch.job.setup
     shape = shape_of(batch.inputs)
-    plan = model.plan(setup.composition, setup.name, shape.rows)
+    plan = model.plan(setup.composition, setup.name, shape.rows, batch.dropped)
     return Call(model.parts, plan, for_heads(batch.inputs, shape), Asks(None, shape.choices, training=True))
 
 

@@ -2,12 +2,12 @@
 
     trainer = AdapterTrainer(model=model, args=TrainingArguments(...), train_dataset=..., eval_dataset=...)
 
-It adds seven things. Checkpoints hold adapters, fusions and heads only (the model's `state_dict` gives no more), and
+It adds eight things. Checkpoints hold adapters, fusions and heads only (the model's `state_dict` gives no more), and
 each is sealed when it is whole. The order of the rows is decided by (seed, epoch), so that a resumed run meets the same
 rows; rows are scored in their own order. Weight decay leaves the V of a fusion alone. With `base_dropout` false what is
-frozen rests: it runs as in eval mode, without dropout. Batches with states (`entering`) begin behind the layers of a
-`shortcut`. Forward and backward can be done elsewhere (`step`), where several trainers share them. And it refuses to
-train a model of which nothing would learn.
+frozen rests: it runs as in eval mode, without dropout. Each step leaves out the adapters of its `drop`. Batches with
+states (`entering`) begin behind the layers of a `shortcut`. Forward and backward can be done elsewhere (`step`), where
+several trainers share them. And it refuses to train a model of which nothing would learn.
 """
 
 from collections.abc import Callable, Sequence, Sized
@@ -27,11 +27,13 @@ from graftwork.errors import AdapterError, PackageError
 from graftwork.model import AdapterModel
 from graftwork.train.batches import EncodedRows, ImageRows
 from graftwork.train.checkpoint import seal
+from graftwork.train.drop import Drop
 from graftwork.train.full import FullModel
 from graftwork.train.sampler import LengthGroupedSampler
 
-# (a batch, the number of batches that share one optimiser step) -> its loss, gradients being where they belong
-Step = Callable[[dict[str, Tensor], int], Tensor]
+# (a batch, the layers without adapters, the number of batches that share one optimiser step) -> its loss, gradients
+# being where they belong
+Step = Callable[[dict[str, Tensor], Sequence[int], int], Tensor]
 _OURS = ("random", "group_by_length")  # train_sampling_strategy that our own sampler answers
 
 
@@ -39,12 +41,13 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     """Trains the parts of an AdapterModel that `train_adapter` or `train_adapter_fusion` chose. Raises AdapterError.
 
     Set before `train`: step: does forward and backward of a batch in the place of transformers' own. base_dropout:
-    whether dropout of the frozen base, and of frozen members, is active. shortcut: of the layers that batches with
-    states leave out.
+    whether dropout of the frozen base, and of frozen members, is active. drop: the layers that a step runs without
+    adapters. shortcut: of the layers that batches with states leave out.
     """
 
     step: Step | None = None
     base_dropout = True
+    drop: Drop | None = None
     shortcut: Shortcut | None = None
 
     def _validate_args(self) -> None:
@@ -72,7 +75,12 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         """As transformers has it, or by `step`."""
         if self.step is None:
             return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-any-return]
-        return self.step(self._prepare_inputs(inputs), self.current_gradient_accumulation_steps)
+        return self.step(self._prepare_inputs(inputs), self._dropped, self.current_gradient_accumulation_steps)
+
+    @property
+    def _dropped(self) -> Sequence[int]:
+        """The layers that this step runs without adapters."""
+        return () if self.drop is None else self.drop.layers(self.state.global_step)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -81,6 +89,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         if self.model.training and not self.base_dropout:
             rest(self.model)
         entering, inputs = inputs.get("entering"), {key: inputs[key] for key in inputs if key != "entering"}
+        if self.model.training and self.drop is not None:
+            inputs["skip_layers"] = self._dropped
         with nullcontext() if entering is None or self.shortcut is None else self.shortcut.entered(entering):
             found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         groups: Sequence[Any] = getattr(found[1], "groups", ()) if return_outputs else ()
