@@ -209,6 +209,10 @@ class Head(nn.Module):
         """The mean loss of logits on labels. Raises AdapterError for labels that do not fit the logits."""
         raise NotImplementedError
 
+    def items(self, labels: Tensor, prompted: bool = False) -> Tensor:
+        """How many of a batch's labels `loss` is a mean over, (). prompted: whether prompts stand before the text."""
+        return torch.tensor(labels.numel()) if labels.is_floating_point() else (labels != IGNORED).sum()
+
     def rows(self, hidden: Tensor, mask: Tensor | None, beside: Beside) -> Tensor:
         """What stands for each row by the head's pooling: (n, D), or (n, T, D) for none. Raises AdapterError."""
         how, scale = self.config.pooling, self.config.scale

@@ -86,6 +86,10 @@ class LanguageHead(Head):
             return class_loss(self.config.kind, logits[:, :-1], labels[:, 1:])
         return class_loss(self.config.kind, logits, labels)
 
+    def items(self, labels: Tensor, prompted: bool = False) -> Tensor:
+        """Nothing says the first token of a text, unless prompts stand before it."""
+        return super().items(labels[:, 1:] if self.config.shift and not prompted else labels)
+
 
 def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:
     """What a decoder reads to say `labels` (n, T): the start id, then the labels but the last, -100 as padding."""

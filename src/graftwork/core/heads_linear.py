@@ -107,6 +107,10 @@ class SpanHead(LinearHead):
         start, end = (class_loss(self.config.kind, logits[..., side], places[:, side]) for side in (0, 1))
         return (start + end) / 2
 
+    def items(self, labels: Tensor, prompted: bool = False) -> Tensor:
+        """The places that are in the text."""
+        return (labels >= 0).sum()
+
 
 def flat_labels(logits: Tensor, labels: Tensor) -> Tensor:
     """Labels (n, 1) as (n,) where logits are (n, L)."""

@@ -151,12 +151,12 @@ def _once(keys: Sequence[Hashable], make: Callable[[int], _Made]) -> list[_Made]
 
 @dataclass(frozen=True)
 class _Batch:
-    """The next batch of a job, the layers without adapters, and how many batches share one optimiser step."""
+    """The next batch of a job, the layers without adapters, and its share of its optimiser step."""
 
     job: Job
     inputs: dict[str, Tensor]
     dropped: Sequence[int]
-    divisor: int
+    share: Tensor
 
 
 _Turn: TypeAlias = Turn[_Batch, Tensor, TrainResult]
@@ -218,7 +218,7 @@ class _Shared:
     def _loss(self, turn: _Turn, batch: _Batch, answer: Callable[[], Any]) -> Tensor:
         with turn.own_state():  # a head's dropout draws what it draws alone
             loss: Tensor = answer().loss
-        return loss.float() / batch.divisor
+        return loss.float() * batch.share
 
 
 def _call(batch: _Batch) -> Call:

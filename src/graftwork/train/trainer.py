@@ -2,12 +2,13 @@
 
     trainer = AdapterTrainer(model=model, args=TrainingArguments(...), train_dataset=..., eval_dataset=...)
 
-It adds eight things. Checkpoints hold adapters, fusions and heads only (the model's `state_dict` gives no more), and
-each is sealed when it is whole. The order of the rows is decided by (seed, epoch), so that a resumed run meets the same
-rows; rows are scored in their own order. Weight decay leaves the V of a fusion alone. With `base_dropout` false what is
-frozen rests: it runs as in eval mode, without dropout. Each step leaves out the adapters of its `drop`. Batches with
-states (`entering`) begin behind the layers of a `shortcut`. Forward and backward can be done elsewhere (`step`), where
-several trainers share them. And it refuses to train a model of which nothing would learn.
+It adds nine things. A step's loss is one mean, however its items are cut into batches (mean.py). Checkpoints hold
+adapters, fusions and heads only (the model's `state_dict` gives no more), and each is sealed when it is whole. The
+order of the rows is decided by (seed, epoch), so that a resumed run meets the same rows; rows are scored in their own
+order. Weight decay leaves the V of a fusion alone. With `base_dropout` false what is frozen rests: it runs as in eval
+mode, without dropout. Each step leaves out the adapters of its `drop`. Batches with states (`entering`) begin behind
+the layers of a `shortcut`. Forward and backward can be done elsewhere (`step`), where several trainers share them. And
+it refuses to train a model of which nothing would learn.
 """
 
 from collections.abc import Callable, Sequence, Sized
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
@@ -29,11 +31,12 @@ from graftwork.train.batches import EncodedRows, ImageRows
 from graftwork.train.checkpoint import seal
 from graftwork.train.drop import Drop
 from graftwork.train.full import FullModel
+from graftwork.train.mean import items, share
 from graftwork.train.sampler import LengthGroupedSampler
 
-# (a batch, the layers without adapters, the number of batches that share one optimiser step) -> its loss, gradients
-# being where they belong
-Step = Callable[[dict[str, Tensor], Sequence[int], int], Tensor]
+# (a batch, the layers without adapters, its share of its optimiser step) -> share · loss, gradients being where they
+# belong
+Step = Callable[[dict[str, Tensor], Sequence[int], Tensor], Tensor]
 _OURS = ("random", "group_by_length")  # train_sampling_strategy that our own sampler answers
 
 
@@ -49,6 +52,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     base_dropout = True
     drop: Drop | None = None
     shortcut: Shortcut | None = None
+    loss_is_scaled_for_ga = True  # by its share of the step
 
     def _validate_args(self) -> None:
         super()._validate_args()
@@ -71,11 +75,20 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             return sampler
         return None  # a DataLoader without a sampler takes the rows as they come
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """The batches of one optimiser step, and how many items they hold, on average over processes."""
+        batches, counted = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches or self.compute_loss_func is not None:  # that function is given transformers' own number
+            return batches, counted
+        total = torch.stack([items(self.model, batch) for batch in batches]).sum()
+        return batches, self.accelerator.reduce(total.to(device, torch.float32), reduction="mean")
+
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """As transformers has it, or by `step`."""
         if self.step is None:
             return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-any-return]
-        return self.step(self._prepare_inputs(inputs), self._dropped, self.current_gradient_accumulation_steps)
+        inputs = self._prepare_inputs(inputs)
+        return self.step(inputs, self._dropped, share(self.model, inputs, num_items_in_batch))
 
     @property
     def _dropped(self) -> Sequence[int]:
@@ -89,10 +102,14 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         if self.model.training and not self.base_dropout:
             rest(self.model)
         entering, inputs = inputs.get("entering"), {key: inputs[key] for key in inputs if key != "entering"}
+        shares = num_items_in_batch is not None and self.compute_loss_func is None
+        weight = share(self.model, inputs, num_items_in_batch) if shares else None
         if self.model.training and self.drop is not None:
             inputs["skip_layers"] = self._dropped
         with nullcontext() if entering is None or self.shortcut is None else self.shortcut.entered(entering):
-            found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            found: Any = super().compute_loss(model, inputs, return_outputs, None if shares else num_items_in_batch)
+        if weight is not None:
+            found = (found[0] * weight, found[1]) if return_outputs else found * weight
         groups: Sequence[Any] = getattr(found[1], "groups", ()) if return_outputs else ()
         return (found[0], {"loss": found[0], "logits": groups[0].text_logits}) if len(groups) == 1 else found
 
