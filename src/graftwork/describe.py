@@ -127,7 +127,7 @@ def _storage(name: str, method: str | None, store: Sequence[str]) -> dict[str, A
 
 def _model(name: str, method: str | None) -> dict[str, Any]:
     backbone = Backbone(load_skeleton(name))
-    return {
+    described = {
         "kind": "model",
         "name": name,
         "model_type": backbone.config.model_type,
@@ -135,8 +135,12 @@ def _model(name: str, method: str | None) -> dict[str, Any]:
         "width": backbone.sites[0].width,
         "parameters": of_model(backbone),
         "parameters of the layers": of_layers(backbone),
+    }
+    if method is not None:
+        return described | {"methods": [of_method(backbone, method)]}
+    return described | {
         "sites": sorted({site.kind for site in backbone.sites if site.place == "sublayer"}),
-        "methods": [of_method(backbone, method)] if method else _fitting(backbone),
+        "methods": _fitting(backbone),
         "fusions": [of_fusion(backbone, name) for name in FUSIONS],
         "heads": _heads(backbone),
     }

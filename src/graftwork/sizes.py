@@ -19,7 +19,7 @@ from graftwork.core.kinds import read_config
 from graftwork.errors import UserError
 from graftwork.summary import LIGHT, heavy
 
-_MEMBERS = 3  # how many members a fusion is counted with; its size does not depend on it
+_MEMBERS = 2  # that a fusion is counted with; its size does not depend on them
 _STORED = re.compile(r"\s*([1-9][0-9]*)\s*\*\s*(\S.*)")
 _BYTES = {"float32": 4, "bfloat16": 2}
 

@@ -16,6 +16,7 @@ TAKES_KEYWORDS: dict[str, str] = {
     "graftwork.core.plain:forward": "further arguments of a plain module's forward, which Python checks",
     "graftwork.core.shortcut:__call__": "what a layer of any model is called with; only states are looked at",
     "graftwork.core.kinds:load": "AdapterHub's AdapterConfig.load(name, reduction_factor=8); every key is checked",
+    "graftwork.core.kinds:__init__": "AdapterConfig(...) is refused, and its arguments told back as BnConfig(...)",
     "graftwork.model:add_custom_head": "arguments of the user's own factory of heads, which checks them",
     "graftwork.compose.methods:method": "typed by the function it was made from, which names and checks each",
     "graftwork.model:from_pretrained": "options of transformers' from_pretrained, which transformers checks",

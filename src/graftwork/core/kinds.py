@@ -179,6 +179,10 @@ ALIASES = {
 class AdapterConfig:
     """AdapterHub's spelling of `read_config`."""
 
+    def __init__(self, **fields: Any) -> None:
+        flags = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+        raise AdapterError(f"AdapterConfig makes no adapter by itself, here and in AdapterHub: write BnConfig({flags})")
+
     @staticmethod
     def load(config: str | Mapping[str, Any] | MethodConfig, **overrides: Any) -> MethodConfig:
         """A configuration by name, string or mapping, with some fields changed. Raises AdapterError."""
