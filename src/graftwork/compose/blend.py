@@ -35,7 +35,8 @@ NOTE = "the average of weights, which is not the average of outputs"
 
 _CAT, _SVD, _NEGATE = "lora_cat", "lora_delta_w_svd", "lora_linear_only_negate_b"
 STRATEGIES = ("linear", *SPARSE, _CAT, _SVD, _NEGATE)
-_AT_BIRTH = {"dropout", "stochastic_depth", "init_weights", "init_weights_seed"}  # do not change what weights mean
+# what does not change what weights mean
+_AT_BIRTH = {"dropout", "stochastic_depth", "init_weights", "init_weights_seed", "init_std"}
 _OF_RANK = {"r", "alpha", "use_rslora"}
 
 Shares = list[tuple[str, float]]  # member, weight

@@ -123,8 +123,9 @@ class Bottleneck(nn.Module):
             self.down = PHM((read, bottleneck), config, "down", shared, source)
             self.up = PHM((bottleneck, width), config, "up", shared, source)
         else:
-            self.down = begin_linear(blank_linear(read, bottleneck, config.bias), config.init_weights, source)
-            self.up = begin_linear(blank_linear(bottleneck, width, config.bias), config.init_weights, source, up=True)
+            init, std = config.init_weights, config.init_std
+            self.down = begin_linear(blank_linear(read, bottleneck, config.bias), init, source, std=std)
+            self.up = begin_linear(blank_linear(bottleneck, width, config.bias), init, source, up=True, std=std)
         self.norm_after = nn.LayerNorm(width) if config.ln_after else None
         self.gate = new_gate(read, source) if config.use_gating else None
         scales = {"learned": 1, "channel": width}.get(str(config.scaling))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from graftwork.core.activations import ACTIVATIONS
-from graftwork.core.distributions import INITS
+from graftwork.core.distributions import DEVIATIONS, INITS
 from graftwork.core.options import (
     at_layer,
     fits_layers,
@@ -48,7 +48,7 @@ class BottleneckOptions:
     begins as hypercomplex_nonlinearity says; with mam_adapter up is zero, houlsby and adapter_bert apply to W itself.
 
     Not AdapterHub's: linears, further places ("ffn.up.input", "ffn.down", "attn.query"); bottleneck_size, M itself;
-    bias, of down and up; train_norms, see `core/norms.py`; stacks.
+    bias, of down and up; train_norms, see `core/norms.py`; init_std, another deviation of init_weights; stacks.
     """
 
     mh_adapter: bool = False
@@ -66,6 +66,7 @@ class BottleneckOptions:
     train_norms: bool = False
     init_weights: str = "bert"
     init_weights_seed: int | None = None
+    init_std: float | None = None
     is_parallel: bool = False
     scaling: float | str = 1.0
     use_gating: bool = False
@@ -124,7 +125,7 @@ _Checks = tuple[tuple[bool, str], ...]
 
 
 def _sizes(config: BottleneckOptions) -> _Checks:
-    size = config.bottleneck_size
+    size, std = config.bottleneck_size, config.init_std
     return (
         (fits_layers(config.reduction_factor, _is_factor), f"reduction_factor {config.reduction_factor!r} must be a "
          "positive number, or a mapping of layer number (or 'default') to one"),
@@ -133,6 +134,10 @@ def _sizes(config: BottleneckOptions) -> _Checks:
         (str(config.non_linearity).lower() in ACTIVATIONS, f"non_linearity {config.non_linearity!r} is unknown; there "
          f"are {', '.join(ACTIVATIONS)}"),
         (config.init_weights in INITS, f"init_weights {config.init_weights!r} is not one of {', '.join(INITS)}"),
+        (std is None or (is_number(std) and std > 0), f"init_std {std!r} must be a positive number, or none for the "
+         "deviation of init_weights"),
+        (std is None or (config.init_weights in DEVIATIONS and not config.phm_layer), "init_std has no meaning for "
+         "init_weights 'mam_adapter', which has no deviation, nor for phm_layer, which has phm_init_range"),
         (is_share(config.dropout), f"dropout {config.dropout!r} must be in [0, 1)"),
         (is_share(config.stochastic_depth), f"stochastic_depth {config.stochastic_depth!r} must be in [0, 1)"),
     )  # fmt: skip
