@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from graftwork.train.monitor import ALARMS, judge
+
 
 class LogAtEpochEnd(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     """Closes a point of the training curve with every epoch, so that a resumed run draws the unbroken run's curve."""
@@ -68,4 +70,8 @@ class Bar(TrainerCallback):  # type: ignore[misc]
         for key, name in (("loss", "loss"), (self._metric, f"dev {self._metric.removeprefix('eval_')}")):
             if key in newest:
                 self._latest[name] = f"{name} {newest[key]:.3f}"
+        if "grad_up" in newest:
+            found = judge(state.log_history).state
+            alarm = f" {found}" if found in ALARMS else ""
+            self._latest["grad"] = f"grad down {newest['grad_down']:.0e} up {newest['grad_up']:.0e}{alarm}"
         self._progress.update(self._task, latest=" · ".join([f"epoch {state.epoch:.1f}", *self._latest.values()]))

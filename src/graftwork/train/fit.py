@@ -17,6 +17,7 @@ from graftwork.train.callbacks import Bar, LogAtEpochEnd, SaveByTheClock
 from graftwork.train.checkpoint import STATE, Checkpoint
 from graftwork.train.folder import RunFolder, named
 from graftwork.train.job import Job
+from graftwork.train.monitor import Monitor
 from graftwork.train.settings import arguments
 from graftwork.train.trainer import AdapterTrainer, Step
 
@@ -58,6 +59,7 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         trainer.step = step
         trainer.base_dropout, trainer.drop = training.base_dropout, job.drop
+        trainer.monitor = Monitor.of(job.learner)
         with nullcontext() if job.prefix is None else job.prefix.kept(training.eval_batch_size) as trainer.shortcut:
             trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
         # mixed precision leaves a wrapper around the forward that loses which head answered which row

@@ -15,6 +15,7 @@ from graftwork.registry.package import Package, read
 from graftwork.strict_json import load_json
 from graftwork.train.folder import RunFolder, encoded, named
 
+_OF_STEPS = ("loss", "learning_rate", "grad_down", "grad_up", "up")
 LIBRARIES = ("graftwork", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
 
 
@@ -22,7 +23,8 @@ LIBRARIES = ("graftwork", "torch", "transformers", "tokenizers", "datasets", "sa
 class TrainResult:
     """One finished run. `package` holds what was trained; `scores` are those of the best epoch, `dev` and `test`.
 
-    history: points of the training curve, {"step", "epoch"} with "loss" and "learning_rate", or with "dev" scores.
+    history: points of the training curve, {"step", "epoch"} with "loss", "learning_rate" and the numbers of
+    `train/monitor.py`, or with "dev" scores. learning: what that says of them all, {"state"} with numbers.
     drop_curve: of a run with `training.drop`, the dev scores with the adapters of the lowest 0, 1, … layers dropped.
     parameters: of what trained, the adapter, fusion and head in the package, and the base. seconds: of training, in
     this process alone where a run was resumed (from step `resumed_from`).
@@ -48,6 +50,7 @@ class TrainResult:
     resumed_from: int = 0
     machine: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    learning: Mapping[str, Any] = field(default_factory=dict)
     drop_curve: Sequence[Mapping[str, float]] = field(default_factory=list)
 
     @property
@@ -91,7 +94,7 @@ def history(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             speed = ("runtime", "samples_per_second", "steps_per_second")
             points.append(point | {"dev": {key: value for key, value in dev.items() if key not in speed}})
         elif "loss" in entry:
-            points.append(point | {key: entry[key] for key in ("loss", "learning_rate") if key in entry})
+            points.append(point | {key: entry[key] for key in _OF_STEPS if key in entry})
     return points
 
 

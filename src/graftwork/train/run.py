@@ -37,6 +37,7 @@ from graftwork.train.fit import fit
 from graftwork.train.folder import RunFolder, named
 from graftwork.train.full import FullModel
 from graftwork.train.job import Job, prepare
+from graftwork.train.monitor import judge
 from graftwork.train.outcome import TrainResult, history, machine, read_result, versions, write_result
 from graftwork.train.settings import steps_per_epoch
 from graftwork.train.trainer import Step
@@ -128,12 +129,14 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
     with named(folder.path):
         write(package, folder.package, overwrite=True)
         no_curve = draw(points, job.metric, f"{name} ({recipe.task.kind}, {recipe.training.method})", folder.curve)
+    verdict = judge(points)
     result = TrainResult(
         name=name,
         method=recipe.training.method,
         composition=provenance.composition,
         main=job.task.main_score,
         scores=scores,
+        learning=verdict.written if verdict.numbers else {},
         drop_curve=curve,
         history=points,
         steps=state.global_step,
@@ -146,7 +149,7 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
         command=call.command,
         folder=folder.path,
         package=package,
-        notes=(*job.notes, *([no_curve] if no_curve else [])),
+        notes=(*job.notes, *filter(None, (no_curve, verdict.said))),
         resumed_from=call.resumed_from,
         machine=machine(),
         versions=versions(),

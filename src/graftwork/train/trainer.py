@@ -2,13 +2,13 @@
 
     trainer = AdapterTrainer(model=model, args=TrainingArguments(...), train_dataset=..., eval_dataset=...)
 
-It adds nine things. A step's loss is one mean, however its items are cut into batches (mean.py). Checkpoints hold
+It adds ten things. A step's loss is one mean, however its items are cut into batches (mean.py). Checkpoints hold
 adapters, fusions and heads only (the model's `state_dict` gives no more), and each is sealed when it is whole. The
 order of the rows is decided by (seed, epoch), so that a resumed run meets the same rows; rows are scored in their own
 order. Weight decay leaves the V of a fusion alone. With `base_dropout` false what is frozen rests: it runs as in eval
-mode, without dropout. Each step leaves out the adapters of its `drop`. Batches with states (`entering`) begin behind
-the layers of a `shortcut`. Forward and backward can be done elsewhere (`step`), where several trainers share them. And
-it refuses to train a model of which nothing would learn.
+mode, without dropout. Each step leaves out the adapters of its `drop`. A `monitor` sees the gradients of every step.
+Batches with states (`entering`) begin behind the layers of a `shortcut`. Forward and backward can be done elsewhere
+(`step`), where several trainers share them. And it refuses to train a model of which nothing would learn.
 """
 
 from collections.abc import Callable, Sequence, Sized
@@ -32,6 +32,7 @@ from graftwork.train.checkpoint import seal
 from graftwork.train.drop import Drop
 from graftwork.train.full import FullModel
 from graftwork.train.mean import items, share
+from graftwork.train.monitor import Monitor
 from graftwork.train.sampler import LengthGroupedSampler
 
 # (a batch, the layers without adapters, its share of its optimiser step) -> share · loss, gradients being where they
@@ -45,12 +46,13 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     Set before `train`: step: does forward and backward of a batch in the place of transformers' own. base_dropout:
     whether dropout of the frozen base, and of frozen members, is active. drop: the layers that a step runs without
-    adapters. shortcut: of the layers that batches with states leave out.
+    adapters. monitor: sees the gradients of every step. shortcut: of the layers that batches with states leave out.
     """
 
     step: Step | None = None
     base_dropout = True
     drop: Drop | None = None
+    monitor: Monitor | None = None
     shortcut: Shortcut | None = None
     loss_is_scaled_for_ga = True  # by its share of the step
 
@@ -85,10 +87,20 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """As transformers has it, or by `step`."""
+        loss: Tensor
         if self.step is None:
-            return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-any-return]
-        inputs = self._prepare_inputs(inputs)
-        return self.step(inputs, self._dropped, share(self.model, inputs, num_items_in_batch))
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            inputs = self._prepare_inputs(inputs)
+            loss = self.step(inputs, self._dropped, share(self.model, inputs, num_items_in_batch))
+        if self.monitor is not None and self.accelerator.sync_gradients:
+            self.monitor.see()
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As transformers', with what the monitor saw since the last point of the training curve."""
+        seen = self.monitor.read() if self.monitor is not None and "loss" in logs else {}
+        super().log({**logs, **seen}, start_time)
 
     @property
     def _dropped(self) -> Sequence[int]:
