@@ -211,6 +211,11 @@ def chosen(call: Call) -> str:
     return name if name in ways else "loop"  # sizes of one kind may differ in what they can
 
 
+def known_as_view(x: Tensor, weight: Tensor, bias: Tensor, routing: Routing) -> bool:
+    """Whether a product with biases is done on a view of the slab."""
+    return chosen(Call(x, weight, bias, None, routing)) == "view"
+
+
 def _quickest(ways: list[str], call: Call) -> str:
     """The quickest backend; the first one, which copies nothing, unless another is clearly quicker."""
     # in turns, so that what else the machine does meets all alike

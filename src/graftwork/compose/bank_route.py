@@ -15,8 +15,9 @@ from torch import Tensor
 from graftwork.compose.bank import Bank, Lease
 from graftwork.compose.bank_slots import Routing, Traced
 from graftwork.compose.banks import Banks, Seated
+from graftwork.compose.direct import in_turn
 from graftwork.compose.lower import Lane, runs_of
-from graftwork.core.site import NO_DELTA, Delta, Reading, narrow
+from graftwork.core.site import NO_DELTA, Delta, Direct, Reading, narrow
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +102,19 @@ class Banked:
     def runs_at(self, site: int) -> bool:
         """Whether something may change at a site."""
         return site not in self.skipped and any(one.bank.slabs[site] is not None for one in self.passes)
+
+    def direct(self, batch: int) -> dict[int, Direct]:
+        """Site -> the shorter way through it, where each pass has all rows; `batch` of them."""
+        found: dict[int, Direct] = {}
+        if any(one.rows is not None or one.tokens is not None for one in self.passes):
+            return found
+        for site in range(len(self.passes[0].bank.slabs)):
+            slabs = [(one.bank.slabs[site], one.routing) for one in self.passes if one.bank.slabs[site] is not None]
+            ways = [slab.direct(routing, batch) for slab, routing in slabs if slab is not None]
+            whole = [way for way in ways if way is not None]
+            if ways and len(whole) == len(ways) and site not in self.skipped:
+                found[site] = in_turn(whole)
+        return found
 
     def delta(self, site: int, reading: Reading, copies: int) -> Delta:
         """The change at a site, (B, T, D); each row is repeated `copies` times in place."""

@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from graftwork.compose.bank_product import product
+from graftwork.compose.bank_product import known_as_view, product
 from graftwork.compose.bank_slots import Routing, Traced
-from graftwork.compose.plain import Plain
+from graftwork.compose.direct import onto
+from graftwork.compose.plain import Plain, reads_stream
 from graftwork.compose.reference import Node
 from graftwork.compose.run import Run, check_norm
 from graftwork.compose.wide import Down, Gate, Join, Mix, Step, Up, Wide, Write
-from graftwork.core.site import Delta, Reading
+from graftwork.core.activations import operator_of
+from graftwork.core.site import Delta, Direct, Reading
 
 Structure: TypeAlias = tuple[Any, ...]
+_Norm: TypeAlias = Callable[[Tensor], Tensor]
 _CLASSES = (8, 16, 32, 48, 64, 96, 128, 192, 256)
 
 
@@ -169,6 +172,34 @@ class Slab:
             return new
 
         self.node = _with(self.node, grown)
+
+    def direct(self, routing: Routing, batch: int) -> Direct | None:
+        """The shorter way through its site for a batch with a slot for each row, in slots that follow one another."""
+        node = self.node
+        if not isinstance(node, Plain) or node.after or not node.normed or node.read is not reads_stream:
+            return None
+        if not routing.consecutive or len(routing.slots) != batch:
+            return None
+        chosen = slice(routing.slots[0], routing.slots[0] + batch)
+        (down, start), (up, constant) = ((weight[chosen], bias[chosen, None]) for weight, bias in (node.down, node.up))
+        activate, dtype, batched = operator_of(node.activation), up.dtype, torch.baddbmm
+        known: dict[tuple[int, bool], bool] = {}  # (tokens, deterministic) -> whether a view is quickest
+
+        def run(summed: Tensor, norm: _Norm, output: Tensor | None, residual: Tensor | None) -> Tensor | None:
+            if self.node is not node or len(summed) != batch or summed.dtype is not dtype:
+                return None  # a slab that has grown lies elsewhere, and beams are several rows of a slot
+            if summed.requires_grad and torch.is_grad_enabled():
+                return None  # a write to another slot would count as one to these
+            kind = summed.shape[1], torch.are_deterministic_algorithms_enabled()
+            if kind not in known:
+                rows = summed.flatten(0, 1)
+                wide = known_as_view(rows, *node.down, routing)
+                known[kind] = wide and known_as_view(rows.new_empty(len(rows), up.shape[1]), *node.up, routing)
+            if not known[kind]:
+                return None
+            return onto(batched(constant, activate(batched(start, norm(summed), down)), up), summed)
+
+        return run
 
     def __call__(self, reading: Reading, delta: Delta, routing: Routing | Traced) -> Delta:
         """What the items of a reading change, each by the weights in its slot. RoutingError as `Wide`."""

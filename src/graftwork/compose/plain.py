@@ -88,20 +88,23 @@ def shortest(wide: Wide) -> Wide | Plain:
 
 def _reader(terms: Terms, normed: bool) -> _Read | None:
     if terms == ((OUTPUT, 1.0),):
-        return _hidden
+        return reads_output
     if terms == ((RESIDUAL, 1.0),):
-        return _residual
+        return reads_residual
     stream = ((AFTER, 1.0), (_FIRST_NORM, 1.0)) if normed else (*_STREAM, (AFTER, 1.0))
-    return _stream if terms == stream else None
+    return reads_stream if terms == stream else None
 
 
-def _hidden(reading: Reading, delta: Delta) -> Tensor:
+def reads_output(reading: Reading, delta: Delta) -> Tensor:
+    """h₀ + Δ, (B, T, D)."""
     return reading.hidden(delta)
 
 
-def _stream(reading: Reading, delta: Delta) -> Tensor:
+def reads_stream(reading: Reading, delta: Delta) -> Tensor:
+    """What the norm gives, (B, T, D)."""
     return reading.stream(delta)
 
 
-def _residual(reading: Reading, delta: Delta) -> Tensor:
+def reads_residual(reading: Reading, delta: Delta) -> Tensor:
+    """r, (B, T, D)."""
     return reading.residual

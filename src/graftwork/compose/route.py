@@ -5,20 +5,22 @@ hooks ask: the change at a site, positions in front of keys and values, prompts,
 Sites see groups only, and the rows that run in banks (`bank_route.py`), where there are any.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from graftwork.compose.bank_route import Banked, Seating
+from graftwork.compose.direct import direct_of
 from graftwork.compose.lengthen import Prompts, merge_positions, merge_rows
 from graftwork.compose.lower import Lane, runs_of
 from graftwork.compose.reference import Node, undo
 from graftwork.compose.tree import Composition
 from graftwork.core.adapter import Prompt
-from graftwork.core.site import NO_DELTA, Delta, Positions, Reading, Tokens, narrow
+from graftwork.core.site import NO_DELTA, Delta, Direct, Positions, Reading, Tokens, narrow
 from graftwork.errors import CompositionError
 
 Program: TypeAlias = tuple[Node | None, ...]  # one node or None per site
@@ -62,6 +64,14 @@ class BatchRoute:
     sources: Tensor | None
     prompt: int | None = None
     banked: Banked | None = None
+
+    @cached_property
+    def direct(self) -> Mapping[int, Direct]:
+        """Site -> the shorter way through it (`direct.py`), where all rows go one way."""
+        if self.banked is None and len(self.groups) == 1 and self.groups[0].whole:
+            ways = {site: direct_of(node) for site, node in enumerate(self.groups[0].program) if node is not None}
+            return {site: way for site, way in ways.items() if way is not None}
+        return {} if self.banked is None or self.groups else self.banked.direct(self.batch)
 
     def runs_at(self, site: int) -> bool:
         """Whether a row has a module at a site."""

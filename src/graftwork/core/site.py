@@ -24,9 +24,9 @@ Nothing here knows of layers, models, names or compositions.
 Shape letters, here and everywhere: B rows, T tokens, D width, M bottleneck, K members, L labels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -261,8 +261,15 @@ class Positions:
     counted: bool = False
 
 
+# (h₀ + r, its norm, h₀, r) -> h₀ + r + Δ, (B, T, D) each; None: it cannot, ask `delta`. h₀ and r None if not caught
+Direct: TypeAlias = Callable[[Tensor, Callable[[Tensor], Tensor], Tensor | None, Tensor | None], Tensor | None]
+
+
 class Route(Protocol):
-    """Who changes what in one forward. Compositions are lowered to this before the forward starts."""
+    """Who changes what in one forward. Compositions are lowered to this before the forward starts.
+
+    It may have `direct`, the shorter ways through sites that are seen at their norm: `directs_of`.
+    """
 
     def delta(self, site: int, reading: Reading) -> Delta | None:
         """The change at a site, (B, T, D), or None where nothing attaches."""
@@ -283,3 +290,8 @@ class Route(Protocol):
     def inverse(self, site: int, hidden: Tensor) -> Tensor | None:
         """What undoes the change of an embed site, applied to (B, T, D) before the vocabulary, or None."""
         ...
+
+
+def directs_of(route: Route | None) -> Mapping[int, Direct]:
+    """Site -> the shorter way through it, of those that a route has."""
+    return getattr(route, "direct", {})

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
 from graftwork.core.hooks import Runtime
@@ -126,19 +127,25 @@ class NormHook:
                 f"site {self.site.name}: a {type(module).__name__} was called without h₀ + r as its first argument; "
                 "its family row names the wrong module"
             )
-        delta = runtime.route.delta(self.index, self._reading(args[0]))
+        summed, output, residual = args[0], None, None
+        if self.parts:
+            output, residual = runtime.outputs.pop(self.index, None), runtime.residuals.pop(self.index, None)
+        direct = None if is_dynamo_compiling() else runtime.direct.get(self.index)
+        changed = None if direct is None else direct(summed, self.norm.forward, output, residual)
+        if changed is not None:
+            return (changed, *args[1:])
+        delta = runtime.route.delta(self.index, self._reading(summed, output, residual))
         if delta is None:
             return None
         if delta.after is not None:
             self.behind.wait(delta.after)
-        return None if delta.before is None else (args[0] + delta.before, *args[1:])
+        return None if delta.before is None else (summed + delta.before, *args[1:])
 
-    def _reading(self, summed: Tensor) -> Reading:
+    def _reading(self, summed: Tensor, output: Tensor | None, residual: Tensor | None) -> Reading:
         """What there is to read; the norm by its `forward`, past these hooks: this is no step of the model."""
         runtime, norm = self.runtime, self.norm.forward
         if not self.parts:
             return NormReading(summed, norm, runtime.mask)
-        output, residual = runtime.outputs.pop(self.index, None), runtime.residuals.pop(self.index, None)
         if not isinstance(output, Tensor) or residual is None:
             raise BackboneError(
                 f"site {self.site.name}: its norm ran before its output and its residual were seen, or there was more "
