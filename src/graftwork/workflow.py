@@ -274,7 +274,7 @@ def _evaluated(engine: Engine, systems: Sequence[tuple[str | None, str | None]],
 
 def _file(file: str) -> DataSection:
     if not Path(file).is_file():
-        raise UserError(f"{file}: no such file; give rows as .jsonl, .csv or .parquet")
+        raise UserError(f"{file}: no such file; give rows as .jsonl, .csv, .parquet or .txt")
     return DataSection.model_validate({"train": str(Path(file).resolve())})
 
 

@@ -358,7 +358,7 @@ def spoil(name: str, content: bytes) -> Callable[[Path], Path]:
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (spoil("a.txt", b"x"), "a.txt: unknown kind of file '.txt'; known are .jsonl, .csv, .parquet"),
+        (spoil("a.tsv", b"x"), "a.tsv: unknown kind of file '.tsv'; known are .jsonl, .csv, .parquet, .txt"),
         (spoil("rows", b"x"), "rows: unknown kind of file ''; known are"),
         (spoil("a.jsonl", b'{"text": "a", "label": "\xe9"}\n'), "a.jsonl:1: not UTF-8 text (byte 24 of the line)"),
         (spoil("a.csv", b"text,label\n\xe9,pos\n"), "a.csv: cannot be read: 'utf-8' codec can't decode byte 0xe9"),

@@ -47,7 +47,12 @@ def recipe(folder: Path, changes: dict[str, Any] | None = None) -> Recipe:
         small.model_folder(base)
         tokenizer.mask_token = "[UNK]"
         tokenizer.save_pretrained(base)
-    return small.recipe(folder, CHANGES | (changes or {}), train=4 * STEPS - 1)
+    changes = CHANGES | (changes or {})
+    if "data.train" in changes:
+        changes["data.train"] = str(folder / changes["data.train"])
+        lines = [row["text"] for row in small.texts(160)]  # of 12 pieces in the middle: STEPS batches of 4 blocks
+        (folder / "train.txt").write_text("\n".join(lines), "utf8")
+    return small.recipe(folder, changes, train=4 * STEPS - 1)
 
 
 def elsewhere(made: Recipe, folder: Path) -> Recipe:
@@ -131,6 +136,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "the whole model": {"training.method": "full", "training.epochs": 2},
     "only the head": {"training.method": "head"},
     "layers dropped at random": {"training.drop": "random"},
+    "plain text": {"task.kind": "masked_lm", "data.train": "train.txt"},
     "behind a frozen prefix": {
         "training.base_dropout": False,
         "training.prefix_cache": "auto",

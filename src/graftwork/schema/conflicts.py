@@ -30,6 +30,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 OPTIONAL = {"regression": "text_pair", "similarity": "label"}  # what all rows may lack
 WITHOUT_LABELS = ("regression", "question_answering", "masked_lm", "causal_lm", "seq2seq_lm", "similarity")
+LANGUAGE_KINDS = ("masked_lm", "causal_lm")
 POOLS = (
     "classification",
     "pair",
@@ -50,6 +51,7 @@ def conflicts(data: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _dropping(_section(data, "training"), task.get("kind"))
     yield from _task(task)
     yield from _columns(task.get("kind"), source.get("columns"))
+    yield from _plain_text(task.get("kind"), source, _section(data, "training").get("prefix_cache", "off"))
 
 
 def missing_files(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -146,6 +148,27 @@ def _columns(kind: Any, columns: Any) -> Iterator[Problem]:
             )
     for column in _twice(list(columns.values())):
         yield _about("data", "columns", f"the column {column!r} is given to two fields; each field needs its own")
+
+
+def is_plain_text(file: Any) -> bool:
+    """Whether a data file is plain text, a text a line."""
+    return isinstance(file, str) and file.lower().endswith(".txt")
+
+
+def _plain_text(kind: Any, source: Mapping[str, Any], prefix_cache: Any) -> Iterator[Problem]:
+    """What has no meaning with plain text."""
+    files = [split for split in SPLITS if is_plain_text(source.get(split)) and not source.get("hub")]
+    for split in files if kind in FIELDS and kind not in LANGUAGE_KINDS else ():
+        needs = ", ".join(FIELDS[kind])
+        yield _about(
+            "data",
+            split,
+            f"{shown(source[split])} is plain text, for {' and '.join(LANGUAGE_KINDS)}; {kind} needs rows with {needs}",
+        )
+    if files and source.get("columns"):
+        yield _about("data", "columns", "plain text has no columns; remove it")
+    if "train" in files and kind == "causal_lm" and prefix_cache != "off":
+        yield _about("training", "prefix_cache", f"{shown(prefix_cache)}: plain text is streamed; set it to off")
 
 
 def _twice(values: list[Any]) -> list[str]:

@@ -135,7 +135,7 @@ class HubSource(Section):
 
 
 class DataSection(Section):
-    """Where the rows are: files (.jsonl, .csv, .parquet), or splits of `hub`. `columns`: our field -> their column."""
+    """Where the rows are: .jsonl, .csv, .parquet or .txt files, or splits of `hub`. `columns`: our field -> theirs."""
 
     train: Text
     dev: Text | None = None  # null = a tenth of train is held out

@@ -49,15 +49,15 @@ class Masking:
 
     def _chances(self, rows: Numbers, places: int, epoch: int, use: int) -> Numbers:
         """(B, T) numbers in [0, 1) that follow from seed, epoch, row, place and what they are for."""
-        state = _mixed(numpy.array([self.seed], dtype=numpy.uint64))
+        state = mixed(numpy.array([self.seed], dtype=numpy.uint64))
         for number in (epoch, use):
-            state = _mixed(state ^ numpy.uint64(number))
-        by_row = _mixed(state ^ numpy.asarray(rows).astype(numpy.uint64))[:, None]
-        drawn: Numbers = _mixed(by_row ^ numpy.arange(places, dtype=numpy.uint64)[None, :])
+            state = mixed(state ^ numpy.uint64(number))
+        by_row = mixed(state ^ numpy.asarray(rows).astype(numpy.uint64))[:, None]
+        drawn: Numbers = mixed(by_row ^ numpy.arange(places, dtype=numpy.uint64)[None, :])
         return (drawn >> numpy.uint64(11)).astype(numpy.float64) * 2.0**-53
 
 
-def _mixed(state: Numbers) -> Numbers:
+def mixed(state: Numbers) -> Numbers:
     """SplitMix64: the next state, and its bits mixed."""
     z = state + numpy.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)

@@ -13,6 +13,8 @@
     image_classification  {"image", "label"}         image: a path that starts at the data file's folder
     similarity       {"text", "text_pair"}              and "label", a number, in all rows or in none
 
+A `.txt` file has a text a line; as the training text of a language model it is not read here (`train/stream.py`).
+
 Other fields are dropped. Knows nothing of tokenizers, tensors or batches.
 """
 
@@ -28,11 +30,12 @@ from typing import Any
 
 from graftwork.errors import DataError
 from graftwork.recipe import Recipe
-from graftwork.schema.conflicts import FIELDS, OPTIONAL, SPLITS, WITHOUT_LABELS
+from graftwork.schema.conflicts import FIELDS, LANGUAGE_KINDS, OPTIONAL, SPLITS, WITHOUT_LABELS, is_plain_text
 from graftwork.schema.problems import nearest, shown
 from graftwork.schema.sections import DataSection
 from graftwork.tasks.words import span_of
 from graftwork.train.fields import CHECKS, from_text, number
+from graftwork.train.plain import PlainText, scan
 from graftwork.train.records import Record, Records, read_records
 
 Row = dict[str, Any]
@@ -50,7 +53,7 @@ class Data:
     `notes`: what was decided for the user, in sentences.
     """
 
-    train: tuple[Row, ...]
+    train: tuple[Row, ...] | PlainText
     dev: tuple[Row, ...]
     test: tuple[Row, ...]
     labels: tuple[str, ...]
@@ -63,6 +66,8 @@ def load_data(recipe: Recipe) -> Data:
 
     Raises DataError with every problem of every split.
     """
+    if streams(recipe):
+        return _load_text(recipe)
     kind, given = recipe.task.kind, [split for split in SPLITS if getattr(recipe.data, split) is not None]
     read = {split: read_records(recipe.data, split) for split in given}
     rows, problems = _rows(read, recipe.data, kind)
@@ -78,6 +83,35 @@ def load_data(recipe: Recipe) -> Data:
         notes.append(note)
     ordered = {split: parts.get(split, ()) for split in SPLITS}
     return Data(**ordered, labels=labels, digest=digest(ordered), notes=tuple(notes))
+
+
+def streams(recipe: Recipe) -> bool:
+    """Whether a recipe trains a language model on plain text, which is not read into memory."""
+    return recipe.task.kind in LANGUAGE_KINDS and recipe.data.hub is None and is_plain_text(recipe.data.train)
+
+
+def _load_text(recipe: Recipe) -> Data:
+    seed, problems, notes = recipe.training.seed, list[str](), list[str]()
+    rows: dict[str, tuple[Row, ...]] = {"dev": (), "test": ()}
+    for split in rows:
+        if getattr(recipe.data, split) is not None:
+            try:
+                rows[split] = tuple(read_split(recipe.data, split, recipe.task.kind))
+            except DataError as error:
+                problems += error.problems
+    try:
+        text = scan(Path(recipe.data.train))
+    except DataError as error:
+        raise DataError([*error.problems, *problems]) from None
+    if recipe.data.dev is None and len(text) < 2:
+        problems.append(f"{text.path}: one line cannot be split; name a file as data.dev, or give more lines")
+    _refuse(problems)
+    if recipe.data.dev is None:
+        text, held = text.hold_out(seed)
+        rows["dev"] = tuple({"text": line} for line in held)
+        notes.append(f"no dev data named: {len(held)} of {text.lines} lines of train are held out as dev (seed {seed})")
+    total = hashlib.sha256(f"{text.digest} {digest(rows)}".encode()).hexdigest()
+    return Data(text, rows["dev"], rows["test"], (), total, tuple(notes))
 
 
 def read_split(data: DataSection, split: str, kind: str) -> list[Row]:

@@ -49,7 +49,7 @@ def fit(
             callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
         trainer = AdapterTrainer(
             model=job.learner,
-            args=arguments(job.recipe, folder.checkpoints, len(job.data.train), job.metric),
+            args=arguments(job.recipe, folder.checkpoints, len(job.sets["train"]), job.metric),
             data_collator=as_it_is,
             train_dataset=job.sets["train"],
             eval_dataset=job.sets["dev"],

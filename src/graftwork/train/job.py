@@ -4,9 +4,10 @@ here, before anything is written.
 The three ways to train, in one table: an adapter or fusion; only a head on the frozen base; the whole model.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,13 +21,16 @@ from graftwork.registry.store import Registry
 from graftwork.summary import heavy
 from graftwork.tasks.encoded import Encoded
 from graftwork.tasks.task import Encoder, Task
+from graftwork.tasks.text import TextEncoder
 from graftwork.train.batches import EncodedRows, ImageRows, rows_of
 from graftwork.train.data import Data, load_data
 from graftwork.train.drop import Drop, plan_drop
 from graftwork.train.full import FullModel
+from graftwork.train.plain import PlainText
 from graftwork.train.prefix import Prefix, plan
 from graftwork.train.settings import wants_bf16
 from graftwork.train.setup import Setup, set_up, set_up_head
+from graftwork.train.stream import Stream, TextBlocks, cache_root, tokenised
 
 PROBED = 2  # dev rows that go through the untrained model, to see that everything fits together
 
@@ -51,7 +55,7 @@ class Job:
     learner: nn.Module
     setup: Setup
     metric: str
-    sets: Mapping[str, EncodedRows | ImageRows]
+    sets: Mapping[str, EncodedRows | ImageRows | TextBlocks]
     drop: Drop | None
     prefix: Prefix | None
     notes: tuple[str, ...]
@@ -97,6 +101,7 @@ class Read:
     encoder: Encoder
     encoded: Mapping[str, Sequence[Encoded]]
     dev: tuple[dict[str, Any], ...]
+    stream: Stream | None = None  # of plain text, which is in the place of encoded rows of train
 
 
 def prepare(recipe: Recipe, registry: Registry | None) -> Job:
@@ -116,10 +121,15 @@ def read(recipe: Recipe, data: Data, model: AdapterModel) -> Read:
         if task.reads_images
         else open_encoder(recipe.model.name, most, "truncate", longest)
     )
-    encoded = {split: task.encode(getattr(data, split), encoder, with_labels=True) for split in ("train", "dev")}
+    encoded: dict[str, Sequence[Encoded]] = {"dev": task.encode(data.dev, encoder, with_labels=True)}
+    stream = None
+    if isinstance(data.train, PlainText):
+        stream = tokenised(data.train, cast(TextEncoder, encoder), cache_root(os.environ))
+    else:
+        encoded["train"] = task.encode(data.train, encoder, with_labels=True)
     order = sorted(range(len(data.dev)), key=lambda row: -encoded["dev"][row].length)
     encoded["dev"] = [encoded["dev"][row] for row in order]
-    return Read(task, encoder, encoded, tuple(data.dev[row] for row in order))
+    return Read(task, encoder, encoded, tuple(data.dev[row] for row in order), stream)
 
 
 def assemble(recipe: Recipe, registry: Registry | None, data: Data, model: AdapterModel, rows: Read) -> Job:
@@ -131,7 +141,11 @@ def assemble(recipe: Recipe, registry: Registry | None, data: Data, model: Adapt
     metric = _metric(recipe, rows.task, model, rows.encoder, setup, rows.dev)
     redraw = rows.task.redraw(rows.encoder, recipe.training.seed)
     splits = rows.encoded
-    sets = {"train": rows_of(splits["train"], rows.encoder, redraw), "dev": rows_of(splits["dev"], rows.encoder)}
+    sets: dict[str, EncodedRows | ImageRows | TextBlocks] = {"dev": rows_of(splits["dev"], rows.encoder)}
+    if rows.stream is None:
+        sets["train"] = rows_of(splits["train"], rows.encoder, redraw)
+    else:
+        sets["train"] = TextBlocks(rows.stream, cast(TextEncoder, rows.encoder), redraw)
     drop = plan_drop(model, recipe.training.drop, recipe.training.seed)
     prefix, kept = _prefix(recipe, model, sets)
     said = (*_cut(splits, rows.encoder.max_length, recipe), kept, *_heavy(model, setup))
@@ -155,7 +169,7 @@ def assemble(recipe: Recipe, registry: Registry | None, data: Data, model: Adapt
 
 
 def _prefix(
-    recipe: Recipe, model: AdapterModel, sets: Mapping[str, EncodedRows | ImageRows]
+    recipe: Recipe, model: AdapterModel, sets: Mapping[str, EncodedRows | ImageRows | TextBlocks]
 ) -> tuple[Prefix | None, str]:
     texts = [one for one in sets.values() if isinstance(one, EncodedRows)]  # a recipe for images asks for none
     return plan(model, texts, recipe.training.prefix_cache, torch.bfloat16 if wants_bf16(recipe.training) else None)

@@ -1,8 +1,8 @@
 """Files and data sets -> records: raw fields, each record with the place it came from ("train.jsonl:12").
 
-JSON Lines and CSV are read by line, so that a damaged line has a number; Parquet and the Hub go through `datasets`,
-which also knows the names behind class numbers. Nothing is raised for a damaged record: it becomes a problem, and
-reading goes on. Knows no tasks: which fields a record must have is asked in data.py.
+JSON Lines, CSV and plain text are read by line, so that a damaged line has a number; Parquet and the Hub go through
+`datasets`, which also knows the names behind class numbers. Nothing is raised for a damaged record: it becomes a
+problem, and reading goes on. Knows no tasks: which fields a record must have is asked in data.py.
 """
 
 import csv
@@ -111,7 +111,23 @@ def _parquet(path: Path, found: Records) -> None:
     found.rows += [_named(f"{path}: row {number}", row, names) for number, row in enumerate(table.to_pylist(), 1)]
 
 
-READERS: dict[str, Callable[[Path, Records], None]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+def _txt(path: Path, found: Records) -> None:
+    # A line a row; to train on, a text is streamed instead (`train/stream.py`).
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            found.problems.append(f"{path}:{number}: not UTF-8 text (byte {error.start} of the line)")
+        else:
+            found.rows += [Record(f"{path}:{number}", {"text": text}, only_text=True)] if text else []
+
+
+READERS: dict[str, Callable[[Path, Records], None]] = {
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".txt": _txt,
+}
 
 
 def _hub(hub: HubSource, split: str) -> Records:

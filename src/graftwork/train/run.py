@@ -175,7 +175,7 @@ def _tuned(job: Job, folder: RunFolder, learner: FullModel) -> AdapterModel:
 
 def _best_epoch(job: Job, state: TrainerState) -> float:
     best: int = state.best_global_step or state.global_step
-    return round(best / steps_per_epoch(job.recipe.training, len(job.data.train)), 2)
+    return round(best / steps_per_epoch(job.recipe.training, len(job.sets["train"])), 2)
 
 
 def _scores(job: Job, model: AdapterModel, rows: Sequence[Row], skip: Sequence[int] = ()) -> dict[str, float]:

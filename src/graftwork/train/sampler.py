@@ -1,17 +1,27 @@
-"""The order of training rows: batches of similar length, decided by (seed, epoch) and nothing else.
+"""The order of training rows, decided by (seed, epoch) and nothing else: batches of similar length, or a plain shuffle.
 
 Shuffle all rows; cut the shuffled rows into pools of POOL batches; sort each pool by length; cut it into batches;
 shuffle the batches. A batch then holds rows of nearly one length, so little is padded, and each epoch still mixes anew.
 Rows that fill no whole batch come last. Because global random state is neither read nor changed, a run that goes on in
 the middle of an epoch meets the rows that it would have met unbroken. Knows lengths, not rows.
+
+Rows of one length, of which there may be more than a list could hold (`train/stream.py`), are shuffled without a list:
+place i becomes P(i), a permutation by four Feistel rounds (Luby & Rackoff 1988) over the next power of four, applied
+until it falls inside (cycle walking: Black & Rogaway 2002).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy
 from torch.utils.data import Sampler
 
+from graftwork.tasks.masking import mixed
+
 POOL = 50  # batches that are sorted together: more means less padding and less mixing
+_AT_ONCE, _ROUNDS = 8192, 4
+
+Numbers = numpy.ndarray[Any, Any]
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -57,3 +67,47 @@ class LengthGroupedSampler(Sampler[int]):
 
     def _by_length(self, rows: "numpy.ndarray[tuple[int], numpy.dtype[numpy.int64]]") -> list[int]:
         return list(rows[numpy.argsort(self._lengths[rows], kind="stable")])
+
+
+class ShuffledSampler(Sampler[int]):
+    """Every one of `count` indices once an epoch, in an order that needs no memory. `set_epoch` chooses it.
+
+    told: as in LengthGroupedSampler.
+    """
+
+    def __init__(self, count: int, seed: int, epoch: int = 0, told: Callable[[int], None] | None = None) -> None:
+        if count < 1 or seed < 0 or epoch < 0:
+            raise ValueError(f"count {count} must be at least 1, seed {seed} and epoch {epoch} at least 0")
+        self._count, self._seed, self._told = count, seed, told
+        self._half = numpy.uint64(max(1, -(-(count - 1).bit_length() // 2)))  # bits of half a number
+        self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this epoch from the next iteration on."""
+        self._epoch = epoch
+        if self._told is not None:
+            self._told(epoch)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[int]:
+        keys, state = [], numpy.uint64(self._seed)
+        for number in (self._epoch, *range(_ROUNDS)):
+            (state,) = mixed(numpy.array([state ^ numpy.uint64(number)], dtype=numpy.uint64))
+            keys.append(state)
+        for start in range(0, self._count, _AT_ONCE):
+            yield from self._places(numpy.arange(start, min(start + _AT_ONCE, self._count)), keys[1:]).tolist()
+
+    def _places(self, numbers: Numbers, keys: Sequence[Any]) -> Numbers:
+        found = self._permuted(numbers.astype(numpy.uint64), keys)
+        while (outside := found >= self._count).any():
+            found[outside] = self._permuted(found[outside], keys)
+        return found
+
+    def _permuted(self, numbers: Numbers, keys: Sequence[Any]) -> Numbers:
+        mask = (numpy.uint64(1) << self._half) - numpy.uint64(1)
+        left, right = numbers >> self._half, numbers & mask
+        for key in keys:
+            left, right = right, left ^ (mixed(right ^ key) & mask)
+        return (left << self._half) | right

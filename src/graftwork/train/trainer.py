@@ -33,7 +33,8 @@ from graftwork.train.drop import Drop
 from graftwork.train.full import FullModel
 from graftwork.train.mean import items, share
 from graftwork.train.monitor import Monitor
-from graftwork.train.sampler import LengthGroupedSampler
+from graftwork.train.sampler import LengthGroupedSampler, ShuffledSampler
+from graftwork.train.stream import TextBlocks
 
 # (a batch, the layers without adapters, its share of its optimiser step) -> share · loss, gradients being where they
 # belong
@@ -63,12 +64,14 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         rows = self.train_dataset if train_dataset is None else train_dataset
         strategy = self.args.train_sampling_strategy
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if isinstance(rows, TextBlocks):
+            return ShuffledSampler(len(rows), seed, told=rows.set_epoch)
         if strategy not in _OURS or not isinstance(rows, Sized):
             sampler: Sampler[int] | None = super()._get_train_sampler(rows)
             return sampler
         told = rows.set_epoch if isinstance(rows, EncodedRows) else None
         lengths = row_lengths(rows) if strategy == "group_by_length" else None
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthGroupedSampler(lengths or [1] * len(rows), self._train_batch_size, seed, told=told)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
