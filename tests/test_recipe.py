@@ -146,6 +146,21 @@ def test_compositions() -> None:
     assert fuse.members == ("a@1", "team/b@best")
 
 
+def test_members_that_are_recipes_are_looked_up_from_the_folder_of_theirs(tmp_path: Path) -> None:
+    text = small(adapter="{composition: fuse, members: [a.yaml, sub dir/../b.yml, a.yaml@1, c]}")
+    members = (f"{tmp_path}/a.yaml", f"{tmp_path}/b.yml", "a.yaml@1", "c")
+    made = loads(text, folder=tmp_path, check_files=False)
+    assert made.adapter.members == members
+    assert loads(dump(made), folder="/", check_files=False) == made
+    (tmp_path / "b.yml").write_text("")
+    said = problems(text, folder=tmp_path, check_files=True)
+    assert [one for one in said if "no such recipe" in one] == [
+        f"recipe:4: adapter.members: '{tmp_path}/a.yaml': no such recipe; paths start at the recipe's folder"
+    ]
+    twice = small(adapter="{composition: fuse, members: [a.yaml, ./a.yaml]}")
+    assert f"'{tmp_path}/a.yaml' stands there twice" in problems(twice, folder=tmp_path)[0]
+
+
 def test_schedulers_are_those_that_transformers_knows() -> None:
     ours = set(TrainingSection.model_fields["lr_scheduler"].annotation.__args__)  # type: ignore[union-attr]
     assert {"linear", "cosine", "constant", "constant_with_warmup"} <= ours <= {one.value for one in SchedulerType}
@@ -312,6 +327,8 @@ def test_text_that_is_no_recipe(text: str, says: str) -> None:
         ("adapter", "{composition: fuse, members: [a, a]}", "adapter.members: 'a' stands there twice"),
         ("adapter", "{composition: fuse, members: [a, b], dropout: 0.1}", "adapter.dropout: composition: fuse trains no new"),
         ("adapter", "{composition: fuse, members: [a, 'b c']}", "adapter.members.1: 'b c' is not allowed; write a name in the registry"),
+        ("training", "{fusion_regularisation: false}", "training.fusion_regularisation: false has no meaning without adapter.composition: fuse"),
+        ("training", "{fusion_regularisation: 0.01}", "training.fusion_regularisation: 0.01 is not allowed; write true or false"),
         ("task", "{}", "task.kind: missing; write classification, pair, regression, tagging, multilabel, multiple_choice, question_answering, dependency_parsing, masked_lm, causal_lm, seq2seq_lm, similarity or image_classification"),
         ("task", "{kind: tagger}", "task.kind: 'tagger' is not allowed; write classification, pair, regression, tagging, multilabel, multiple_choice, question_answering, dependency_parsing, masked_lm, causal_lm, seq2seq_lm, similarity or image_classification; did you mean tagging?"),
         ("task", "{kind: pair, labels: [a]}", "task.labels: ['a'] is not allowed; write a list (each item: a label"),

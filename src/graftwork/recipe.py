@@ -27,7 +27,7 @@ from graftwork.schema.sections import (
     TaskSection,
     TrainingSection,
 )
-from graftwork.schema.values import MOST, Name, Text
+from graftwork.schema.values import MOST, RECIPES, Name, Text
 from graftwork.schema.yaml_text import Document, Problem, read, write
 
 
@@ -151,8 +151,12 @@ def _checked(
 
 
 def _placed(data: dict[str, Any], folder: str | Path) -> dict[str, Any]:
-    """The data with paths that are read made absolute: data files always, a model or data set where it is a folder."""
-    model, source = data.get("model"), data.get("data")
+    """The data with paths that are read made absolute: data files and recipes of members always, a model or data set
+    where it is a folder."""
+    model, adapter, source = data.get("model"), data.get("adapter"), data.get("data")
+    if isinstance(adapter, dict) and isinstance(members := adapter.get("members"), list):
+        placed = [_path(one, folder) if isinstance(one, str) and one.endswith(RECIPES) else one for one in members]
+        data["adapter"] = {**adapter, "members": placed}
     if isinstance(model, dict):
         data["model"] = {**model, **({"name": _folder(model["name"], folder)} if "name" in model else {})}
     if isinstance(source, dict) and not source.get("hub"):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from graftwork.schema.problems import shown
+from graftwork.schema.values import RECIPES
 from graftwork.schema.yaml_text import Problem
 
 SPLITS = ("train", "dev", "test")
@@ -47,6 +48,7 @@ def conflicts(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Problems between keys; their own values are checked elsewhere."""
     adapter, task, source = (_section(data, name) for name in ("adapter", "task", "data"))
     yield from _composition(adapter, _section(data, "training").get("method", "adapter"))
+    yield from _fusing(adapter, _section(data, "training"))
     yield from _resting(_section(data, "training"), task.get("kind"))
     yield from _dropping(_section(data, "training"), task.get("kind"))
     yield from _task(task)
@@ -55,13 +57,19 @@ def conflicts(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def missing_files(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Data files, and a model folder given as a path, that are not there."""
+    """Data files, recipes of members, and a model folder given as a path, that are not there."""
     source, name = _section(data, "data"), _section(data, "model").get("name")
     for split in SPLITS:
         file = source.get(split)
         if isinstance(file, str) and file and not source.get("hub") and not os.path.isfile(file):
             there = "a folder, not a file" if os.path.isdir(file) else "no such file"
             yield Problem(("data", split), f"data.{split}: {file!r}: {there}; paths start at the recipe's folder")
+    members = _section(data, "adapter").get("members")
+    for file in members if isinstance(members, list) else ():
+        if isinstance(file, str) and file.endswith(RECIPES) and not os.path.isfile(file):
+            yield Problem(
+                ("adapter", "members"), f"adapter.members: {file!r}: no such recipe; paths start at the recipe's folder"
+            )
     if isinstance(name, str) and os.path.isabs(name) and not os.path.isdir(name):
         yield Problem(("model", "name"), f"model.name: {name!r}: no such folder; paths start at the recipe's folder")
 
@@ -90,6 +98,13 @@ def _composition(adapter: Mapping[str, Any], method: Any) -> Iterator[Problem]:
         yield _about(
             "adapter", "composition", f"{composition} has no meaning with training.method: {method}; use adapter"
         )
+
+
+def _fusing(adapter: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Problem]:
+    """Choices about a fusion where there is none."""
+    for key in ("fusion_regularisation",):
+        if training.get(key) in (False, "no", "off") and adapter.get("composition") != "fuse":
+            yield _about("training", key, "false has no meaning without adapter.composition: fuse; remove it")
 
 
 def _resting(training: Mapping[str, Any], kind: Any) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from graftwork.schema.values import (
     Flag,
     Label,
     LayersDropped,
+    Member,
     NotNegative,
     Positive,
     PrefixCache,
@@ -69,7 +70,7 @@ class AdapterSection(Section):
     composition: Literal["stack", "fuse"] | None = None
     language_adapter: Reference | None = None  # stack: lies below, stays frozen
     task_adapter: Reference | None = None  # stack: where training starts; null = a new adapter
-    members: tuple[Reference, ...] | None = None  # fuse
+    members: tuple[Member, ...] | None = None  # fuse; one that is a recipe is trained first
 
     def overrides(self) -> dict[str, Any]:
         """The flags and options that the recipe sets, for the variant to take over."""
@@ -106,6 +107,7 @@ class TrainingSection(Section):
     base_dropout: Flag = True  # of what is frozen, while training
     drop: LayersDropped | None = None  # AdapterDrop: how many of the lowest layers a step runs without adapters
     prefix_cache: PrefixCache = "off"  # states behind the layers below everything that trains
+    fusion_regularisation: Flag = True  # fuse: 0.01·‖V - I‖² of every layer inside the loss
 
 
 class ServingSection(Section):

@@ -68,6 +68,13 @@ Reference = Annotated[
     Field(pattern=rf"^{_NAME}(@[A-Za-z0-9][A-Za-z0-9._-]*)?$"),
     Allowed("a name in the registry, with a version or alias where it matters: ner@1"),
 ]
+RECIPES = (".yaml", ".yml")  # what the path of a recipe ends with
+Member = Annotated[
+    str,
+    Field(pattern=rf"^({_NAME}(@[A-Za-z0-9][A-Za-z0-9._-]*)?|.*\S.*\.ya?ml)$"),
+    AfterValidator(_encodable),
+    Allowed("a name in the registry, with a version or alias where it matters (ner@1), or a recipe's path (ner.yaml)"),
+]
 _Whole = Annotated[int, Strict(), Field(ge=-MOST, le=MOST)]
 _Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 _Layer = Annotated[str, BeforeValidator(_whole_as_text), Field(pattern=r"^([0-9]+|default)$")]

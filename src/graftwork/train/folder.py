@@ -41,8 +41,8 @@ class RunFolder:
         """Whether a run was brought to its end here."""
         return self.result.is_file()
 
-    def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Raises Conflict where this folder cannot take the run; writes nothing."""
+    def check(self, *, resume: bool, overwrite: bool, identity: Mapping[str, Any] | None = None) -> None:
+        """Raises Conflict where this folder cannot take the run, or is not that of `identity`; writes nothing."""
         if not os.path.lexists(self.path):
             return
         if not self.path.is_dir():
@@ -60,14 +60,16 @@ class RunFolder:
                 f"{self.path}: holds a run already ({how}); go on with it (--resume), put the new one in its place "
                 "(--overwrite), or choose another output"
             )
+        if resume and self.run.is_file() and identity is not None:
+            with named(self.path):
+                self._compare(identity)
 
     def claim(self, identity: Mapping[str, Any], recipe: str, *, resume: bool, overwrite: bool) -> None:
         """Make the folder this run's. Raises Conflict as `check`, or where the run to go on with is another one."""
-        self.check(resume=resume, overwrite=overwrite)
+        self.check(resume=resume, overwrite=overwrite, identity=identity)
+        if resume and self.run.is_file():
+            return
         with named(self.path):
-            if resume and self.run.is_file():
-                self._compare(identity)
-                return
             if overwrite and self.run.is_file():
                 self._clear()
             self.path.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from graftwork.train.job import Job, prepare
 from graftwork.train.monitor import judge
 from graftwork.train.outcome import TrainResult, history, machine, read_result, versions, write_result
 from graftwork.train.settings import steps_per_epoch
+from graftwork.train.stages import FirstStage, first_stage
 from graftwork.train.trainer import Step
 
 
@@ -55,18 +56,24 @@ def train(
 ) -> TrainResult:
     """Train what a recipe says, and write it to the recipe's `output`.
 
-    registry: where the members of a composition are. resume: go on where a run of this recipe stopped, or begin; a run
-    that is finished is read back. overwrite: put this run in the place of another. progress: show a bar; None means on
-    a terminal. command: what was typed, for the record. checkpoint_seconds: time between checkpoints within an epoch.
+    registry: where the members of a composition are. A fusion's members that are recipes are trained first and put
+    there (stages.py); their runs are gone on with or read back, whatever is said here of this one. resume: go on where
+    a run of this recipe stopped, or begin; a run that is finished is read back. overwrite: put this run in the place of
+    another. progress: show a bar; None means on a terminal. command: what was typed, for the record.
+    checkpoint_seconds: time between checkpoints within an epoch.
 
     Raises UserErrors before anything is written, and GoalMissed when the training diverges.
     """
     folder = RunFolder(recipe.output)
     folder.check(resume=resume, overwrite=overwrite)
-    job = prepare(recipe, registry)
     how = How(resume, overwrite, command, checkpoint_seconds)
+    work = first_stage(recipe, registry) or prepare(recipe, registry)
     with bars(sys.stderr.isatty() if progress is None else progress) as shown:
-        return carry_out(job, how, shown)
+        if isinstance(work, FirstStage):
+            for member, job in work.jobs.items():
+                work.finished(member, carry_out(job, replace(how, resume=True, overwrite=False), shown))
+            work = work.second()
+        return carry_out(work, how, shown)
 
 
 @dataclass(frozen=True)

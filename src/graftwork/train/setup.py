@@ -9,10 +9,11 @@ Nothing is read here but packages; nothing is written.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graftwork.build import adapter_config, add_task_head
 from graftwork.compose.tree import Composition, Fuse, Stack
+from graftwork.core.fusion import FUSIONS
 from graftwork.core.kinds import read_config, write_config
 from graftwork.errors import RecipeError
 from graftwork.manifest import Member
@@ -64,7 +65,7 @@ def _alone(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry |
 
 
 def _stack(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None) -> Setup:
-    below = _install_member(model, "adapter.language_adapter", recipe.adapter.language_adapter or "", registry)
+    below = install_member(model, "adapter.language_adapter", recipe.adapter.language_adapter or "", registry)
     members = [below]
     if recipe.adapter.task_adapter is None:
         model.add_adapter(recipe.name, adapter_config(recipe.adapter))
@@ -80,9 +81,9 @@ def _stack(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry |
 
 def _fuse(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None) -> Setup:
     wanted = recipe.adapter.members or ()
-    members = [_install_member(model, "adapter.members", reference, registry) for reference in wanted]
+    members = [install_member(model, "adapter.members", reference, registry) for reference in wanted]
     fuse = Fuse(*(member.name for member in members), name=recipe.name)
-    model.add_adapter_fusion(fuse)
+    model.add_adapter_fusion(fuse, replace(FUSIONS["dynamic"], regularization=recipe.training.fusion_regularisation))
     return Setup(recipe.name, fuse, tuple(members))
 
 
@@ -93,8 +94,8 @@ _COMPOSITIONS: dict[str | None, Callable[[AdapterModel, Recipe, Task, Registry |
 }
 
 
-def _install_member(model: AdapterModel, key: str, reference: str, registry: Registry | None) -> Member:
-    """Install a package without its head, under its exact reference."""
+def install_member(model: AdapterModel, key: str, reference: str, registry: Registry | None) -> Member:
+    """Install a package without its head, under its exact reference. Raises as `set_up`."""
     exact, package = _fetch(key, reference, registry)
     if exact in model.parts.adapter_configs:
         raise RecipeError(f"{key}: {reference!r} is {exact}, which is a member already; name each member once")

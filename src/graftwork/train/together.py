@@ -37,6 +37,7 @@ from graftwork.train.job import Job, assemble, read
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import How, carry_out
 from graftwork.train.settings import wants_bf16
+from graftwork.train.stages import together as no_stages
 from graftwork.train.trainer import rest
 from graftwork.train.turns import Turn
 
@@ -77,6 +78,7 @@ def check(recipes: Sequence[Recipe]) -> None:
     """Raise RecipeError for recipes that cannot share a run: another base, another precision, everything trains."""
     if not recipes:
         raise RecipeError("there is no recipe to train; give one or more")
+    no_stages(recipes)
     first = recipes[0]
     folders: dict[Any, str] = {}
     for recipe in recipes:

@@ -1,0 +1,231 @@
+"""A fusion whose members are recipes: they train first, each into its own folder and the registry; and what is refused
+before anything trains."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.progress import Progress
+
+from graftwork import recipe as recipes
+from graftwork.build import open_model
+from graftwork.compose.tree import Fuse
+from graftwork.errors import Conflict, GraftworkError, NotFound, RecipeError
+from graftwork.model import AdapterModel
+from graftwork.packing import Provenance
+from graftwork.recipe import Recipe
+from graftwork.registry.store import Registry
+from graftwork.train.folder import RunFolder
+from graftwork.train.job import prepare
+from graftwork.train.run import How, carry_out, train
+from graftwork.train.stages import kept
+from graftwork.train.together import train_together
+from tests import tiny
+from tests.adapted import same, snapshot
+from tests.train import small
+
+MEMBER = """
+model: {{name: ./base}}
+adapter: {{variant: "seq_bn[reduction_factor=4]"{adapter}}}
+training: {{epochs: 1, batch_size: 8, learning_rate: 1e-2, max_seq_length: 32, seed: {seed}{training}}}
+task: {{kind: classification}}
+data: {{train: train.jsonl, dev: dev.jsonl}}
+output: {output}
+"""
+
+
+def member(folder: Path, name: str, seed: int, **more: str) -> Path:
+    """The recipe of a member, beside the base and the rows."""
+    written = {"adapter": "", "training": "", "output": str(folder / f"run-{name}"), **more}
+    file = folder / f"{name}.yaml"
+    file.write_text(MEMBER.format(seed=seed, **written), "utf8")
+    return file
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """old@1, an adapter of the base in tmp_path."""
+    made = small.recipe(tmp_path)
+    model = open_model(made.model)
+    model.add_adapter("old", "seq_bn[reduction_factor=8]")
+    registry = Registry(tmp_path / "registry")
+    registry.push(model.package("old", provenance=Provenance()), "old")
+    return registry
+
+
+def fusion(folder: Path, members: list[str], changes: dict[str, Any] | None = None) -> Recipe:
+    told = {"name": "mix", "output": str(folder / "run-mix"), "training.learning_rate": 1e-3, "training.epochs": 1}
+    return small.recipe(folder, {"adapter": {"composition": "fuse", "members": members}, **told, **(changes or {})})
+
+
+def test_members_train_first_and_are_what_training_them_alone_makes(tmp_path: Path, registry: Registry) -> None:
+    a, b = member(tmp_path, "a", 1), member(tmp_path, "b", 2, adapter=", leave_out: [0]")
+    result = train(fusion(tmp_path, [str(a), "old", str(b)]), registry=registry)
+    assert result.composition == "Fuse(a@1, old@1, b@1, name=mix)"
+    alone = train(recipes.override(recipes.load(a), {"output": str(tmp_path / "alone")}))
+    assert registry.get("a@1").digest == alone.package.digest
+    told = [(one.name, one.digest) for one in result.package.manifest.members]
+    assert told == [(name, registry.get(name).digest) for name in ("a@1", "old@1", "b@1")]
+    assert [path.name for path in sorted((tmp_path / "run-b").iterdir())][-1] == "run.json"
+    assert any(re.fullmatch(rf"member b@1 was trained first: dev accuracy [01]\.\d+, from {b}, all of it in .*run-b", n)
+               for n in result.notes)  # fmt: skip
+    exact = recipes.load(result.folder / "recipe.yaml")
+    assert exact.adapter.members == ("a@1", "old", "b@1")
+
+
+def test_finished_members_are_read_back_and_stopped_ones_go_on(tmp_path: Path, registry: Registry) -> None:
+    a, b = member(tmp_path, "a", 1), member(tmp_path, "b", 2)
+    made = fusion(tmp_path, [str(a), str(b)])
+    whole = train(made, registry=registry)
+    RunFolder(tmp_path / "run-b").result.unlink()  # as if it had been stopped
+    before = RunFolder(tmp_path / "run-a").result.stat().st_mtime_ns
+    registry.push(registry.get("old"), "a")  # another package of that name, a@2
+    with pytest.raises(Conflict, match="holds a run already"):
+        train(made, registry=registry)
+    changed = recipes.override(made, {"training.seed": 3})
+    with pytest.raises(Conflict, match="seed was 0, is 3"):
+        train(changed, registry=registry, resume=True)
+    assert RunFolder(tmp_path / "run-b").finished
+    assert train(made, registry=registry, resume=True).package.digest == whole.package.digest
+    other = train(changed, registry=registry, overwrite=True)
+    assert other.composition == "Fuse(a@1, b@1, name=mix)"
+    assert RunFolder(tmp_path / "run-a").result.stat().st_mtime_ns == before
+    assert [registry.versions(name) for name in ("a", "b")] == [(1, 2), (1,)]
+
+
+def test_a_package_is_kept_once(tmp_path: Path, registry: Registry) -> None:
+    result = train(recipes.load(member(tmp_path, "a", 1)))
+    assert [kept(registry, result), kept(registry, result)] == ["a@1", "a@1"]
+    assert registry.versions("a") == (1,)
+
+
+Case = Callable[[Path, Registry], list[str]]
+
+
+def of_another_base(folder: Path, registry: Registry) -> list[str]:
+    model = AdapterModel(tiny.model("bert", seed=9))
+    model.add_adapter("far", "seq_bn[reduction_factor=4]")
+    registry.push(model.package("far", provenance=Provenance()), "far")
+    return [str(member(folder, "a", 1)), "far"]
+
+
+def with_a_wrong_row(folder: Path, registry: Registry) -> list[str]:
+    small.write(folder / "wrong.jsonl", [{"text": "x", "label": "neither"}])
+    file = member(folder, "b", 1)
+    file.write_text(file.read_text().replace("dev: dev.jsonl", "dev: wrong.jsonl"))
+    return [str(member(folder, "a", 1)), str(file)]
+
+
+def with_a_run_of_another_recipe(folder: Path, registry: Registry) -> list[str]:
+    train(recipes.load(member(folder, "b", 7)))
+    return [str(member(folder, "a", 1)), str(member(folder, "b", 8))]
+
+
+def in_a_strange_folder(folder: Path, registry: Registry) -> list[str]:
+    (folder / "run-b").mkdir()
+    (folder / "run-b" / "letter.txt").write_text("x")
+    return [str(member(folder, "a", 1)), str(member(folder, "b", 1))]
+
+
+def two_of(**more: str) -> Case:
+    return lambda folder, registry: [str(member(folder, "a", 1)), str(member(folder, "b", 1, **more))]
+
+
+REFUSED: dict[str, tuple[Case, type[GraftworkError], str]] = {
+    "another model": (
+        lambda folder, registry: [
+            str(member(folder, "a", 1)),
+            str(_replaced(member(folder, "b", 1), "{name: ./base}", "{name: ./base, dtype: bfloat16}")),
+        ],
+        RecipeError,
+        r"adapter.members: .*b.yaml: its model is '.*base' \(bfloat16, newest\) and the fusion's .*\(float32",
+    ),
+    "no adapter": (
+        lambda folder, registry: [
+            str(member(folder, "a", 1)),
+            str(_replaced(member(folder, "b", 1, training=", method: head"), 'adapter: {variant: "seq_bn[r', "#")),
+        ],
+        RecipeError,
+        "b.yaml: training.method is head; a member is an adapter",
+    ),
+    "a composition": (
+        two_of(adapter=", composition: stack, language_adapter: old"),
+        RecipeError,
+        "b.yaml: adapter.composition is stack; a member is trained alone, or is a package",
+    ),
+    "one folder": (two_of(output="run-mix-too"), Conflict, "is the output of"),
+    "another base": (of_another_base, Conflict, "another base"),
+    "a wrong row": (with_a_wrong_row, GraftworkError, "'neither' is not a label of train"),
+    "another run": (with_a_run_of_another_recipe, Conflict, "training.seed was 7, is 8"),
+    "a strange folder": (in_a_strange_folder, Conflict, r"holds files that are no run's \(letter.txt\)"),
+    "no such package": (lambda folder, registry: [str(member(folder, "a", 1)), "new"], NotFound, "no package 'new'"),
+    "an unknown variant": (two_of(adapter=", non_linearity: wavy"), RecipeError, "wavy"),
+}
+
+
+def _replaced(file: Path, old: str, new: str) -> Path:
+    file.write_text(file.read_text().replace(old, new))
+    return file
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_is_refused_before_anything_trains(tmp_path: Path, registry: Registry, why: str) -> None:
+    case, error, says = REFUSED[why]
+    members = case(tmp_path, registry)
+    changes = {"output": "run-mix-too"} if why == "one folder" else {}
+    there = sorted(tmp_path.rglob("*"))
+    with pytest.raises(error, match=says):
+        train(fusion(tmp_path, members, changes), registry=registry)
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_without_a_registry_and_together_with_others_there_is_no_first_stage(
+    tmp_path: Path, registry: Registry
+) -> None:
+    made = fusion(tmp_path, [str(member(tmp_path, "a", 1)), "old"])
+    with pytest.raises(RecipeError, match="is trained into the registry, and no registry was given"):
+        train(made)
+    with pytest.raises(RecipeError, match=r"'mix': adapter.members: .*a.yaml' is a recipe, which trains before"):
+        train_together([made, recipes.override(made, {"name": "other"})], registry=registry)
+    assert not (tmp_path / "run-a").exists()
+
+
+def test_the_second_stage_moves_the_fusion_and_the_head_alone(tmp_path: Path, registry: Registry) -> None:
+    made = fusion(tmp_path, [str(member(tmp_path, "a", 1)), "old"], {"training.weight_decay": 0.5})
+    train(made, registry=registry)
+    exact = recipes.load(tmp_path / "run-mix" / "recipe.yaml")
+    job = prepare(recipes.override(exact, {"output": str(tmp_path / "next")}), registry)
+    base, members = snapshot(job.model.base), snapshot(job.model.parts.adapters)
+    fresh = {name: module.value.weight.clone() for name, module in job.model.parts.modules_of("fusions", "mix").items()}  # type: ignore[union-attr, operator]
+    for value in fresh.values():
+        expected = torch.full((tiny.WIDTH, tiny.WIDTH), 1e-6).fill_diagonal_(1.0)
+        assert torch.equal(value.detach(), expected)
+    chosen = {name.split(".")[1] for name, one in job.model.named_parameters() if one.requires_grad}
+    assert chosen == {"fusions", "heads"}
+    result = carry_out(job, How(), Progress(disable=True))
+    assert same(base, snapshot(job.model.base))
+    assert same(members, snapshot(job.model.parts.adapters))
+    for name in ("a@1", "old@1"):
+        package = registry.get(name)
+        ours = job.model.parts.tensors("adapters", name)
+        assert all(torch.equal(ours[key.removeprefix("adapter/")], tensor) for key, tensor in package.tensors.items()
+                   if key.removeprefix("adapter/") in ours)  # fmt: skip
+    assert result.package.digest == train(exact, registry=registry, resume=True).package.digest
+
+
+def test_the_regulariser_is_left_out_when_asked(tmp_path: Path, registry: Registry) -> None:
+    registry.push(registry.get("old"), "too")
+    for wanted in (True, False):
+        made = fusion(tmp_path, ["old", "too"], {"training.fusion_regularisation": wanted})
+        job = prepare(made, registry)
+        with torch.no_grad():
+            for module in job.model.parts.modules_of("fusions", "mix").values():
+                module.value.weight.mul_(3.0)  # type: ignore[union-attr, operator]
+        penalty = job.model.parts.fusion_penalty([Fuse("old@1", "too@1", name="mix")])
+        assert (penalty is not None) is wanted
+        written = job.model.package("mix").manifest.fusion
+        assert written is not None
+        assert written.config["regularization"] is wanted
