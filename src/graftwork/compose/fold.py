@@ -34,7 +34,7 @@ from graftwork.compose.tree import Average, Composition, Fuse, Stack, fusions, l
 from graftwork.compose.watch import Watch, parameters
 from graftwork.compose.wide import Wide
 from graftwork.core.adapter import Adapter
-from graftwork.core.bottleneck import Bottleneck
+from graftwork.core.bottleneck import Bottleneck, Tied
 from graftwork.core.fusion import Fusion
 from graftwork.core.phm import PHM
 
@@ -148,7 +148,8 @@ def multiplications(tree: Composition, site: int, modules: Modules) -> int:
 def _of_adapter(adapter: nn.Module) -> int:
     layers = [module for module in adapter.modules() if isinstance(module, PHM)]
     dense = sum(parameter.numel() for parameter in adapter.parameters() if parameter.dim() == 2)
-    return dense + sum(layer.multiplications for layer in layers)
+    tied = sum(_of_adapter(module.owner) for module in adapter.modules() if isinstance(module, Tied))
+    return dense + tied + sum(layer.multiplications for layer in layers)
 
 
 class _Folding:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from graftwork.core.bottleneck import Tied
 from graftwork.core.phm import PHM
 
 _VERSION = attrgetter("_version")
@@ -78,7 +79,12 @@ def parameters(member: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _seen(member: nn.Module) -> Iterator[_Seen]:
-    shared = {id(layer.shared): layer.shared for layer in member.modules() if isinstance(layer, PHM) and layer.shared}
+    shared: dict[int, nn.Module] = {}
+    for layer in member.modules():
+        if isinstance(layer, PHM) and layer.shared:
+            shared[id(layer.shared)] = layer.shared
+        elif isinstance(layer, Tied):
+            shared[id(layer.owner)] = layer.owner
     for owner in (member, *shared.values()):
         for module in owner.modules():
             for name, inner in module._modules.items():

@@ -12,14 +12,15 @@ What x is, what u is added to, and where the result is written are flags (Adapte
 With u = 0 these are the base model to the last bit. At a linear h₀ is its output y and r its input x, so that a
 parallel adapter there maps x to y's width (LLM-Adapters); at the input of a linear both are x. Where the configuration
 asks for it, down and up are hypercomplex (`core/phm.py`), the site's norm is trained along (`core/norms.py`), and the
-embed site has an invertible adapter (`core/invertible.py`).
+embed site has an invertible adapter (`core/invertible.py`). With `shared` one A serves the sites of a kind in all
+layers (Rücklé et al. 2021, appendix): 2·D·M + M + D parameters in all, and its gradient is the sum over layers.
 
 Knows nothing of layers, names, files or compositions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,14 +45,17 @@ class BottleneckConfig(BottleneckOptions):
     """Every choice of a bottleneck adapter, and what is built of it; the fields are in `core/bottleneck_options.py`."""
 
     def share(self, sites: Sequence[Site]) -> nn.Module | None:
-        """The parameters that all hypercomplex layers have in common. Raises AdapterError where sites differ in size
-        and their matrices were to be shared, and where an invertible adapter has no embeddings to go to."""
+        """The bottlenecks of all layers where they are shared, or what all hypercomplex layers have in common. Raises
+        AdapterError where sites differ in size and their matrices were to be shared, and where an invertible adapter
+        has no embeddings to go to."""
         if self.inv_adapter is not None and not any(self.adapts(site) for site in sites if site.place == "embed"):
             raise AdapterError(
                 f"inv_adapter {self.inv_adapter!r}: the model has no embeddings that it could map (or stacks "
                 f"{list(self.stacks)} leave them out); set inv_adapter=None for the bottlenecks alone"
             )
         wanted = [site for site in sites if self.wants(site) and goes_to(self, site)]
+        if self.shared:
+            return self._for_all(wanted)
         if not wanted or not self.phm_layer or not (self.shared_phm_rule or self.shared_W_phm):
             return None
         sizes = {(site.inputs if self._reads_input(site) else site.width, site.width, self.width(site)): site.name
@@ -74,9 +78,27 @@ class BottleneckConfig(BottleneckOptions):
         if not self.wants(site):
             return None
         norm = TrainedNorm(ground.norm, site.name) if self.train_norms and site.place == "sublayer" else None
-        inputs = site.inputs if self._reads_input(site) else 0
+        if self.shared:
+            return Tied(cast(Bottleneck, cast(nn.ModuleDict, ground.shared)[_kind(site)]), norm)
         shared = cast("SharedPHM | None", ground.shared)
-        return Bottleneck((site.width, self.width(site), inputs), self, site.index, shared=shared, norm=norm)
+        return Bottleneck(self._size(site), self, site.index, shared=shared, norm=norm)
+
+    def _size(self, site: Site) -> tuple[int, int, int]:
+        return site.width, self.width(site), site.inputs if self._reads_input(site) else 0
+
+    def _for_all(self, sites: Sequence[Site]) -> nn.ModuleDict | None:
+        """The one bottleneck of every kind of site, begun as that of its first."""
+        first: dict[str, Site] = {}
+        for site in sites:
+            like = first.setdefault(_kind(site), site)
+            if self._size(site) != self._size(like):
+                raise AdapterError(
+                    f"shared needs one size in all layers: {like.name} is {like.width} wide with a bottleneck of "
+                    f"{self.width(like)}, {site.name} {site.width} with {self.width(site)}; set shared=False, or leave "
+                    "layers out"
+                )
+        made = {kind: Bottleneck(self._size(site), self, site.index) for kind, site in first.items()}
+        return nn.ModuleDict(made) if made else None
 
     def _reads_input(self, site: Site) -> bool:
         return self.is_parallel and site.place == "linear"
@@ -219,6 +241,33 @@ class Bottleneck(nn.Module):
         if kind == "stream":
             return reading.stream(delta)
         return reading.total(delta)
+
+
+class Tied(Bottleneck):
+    """A site's share of the one bottleneck of all layers. owner: has the parameters; it lies once, with the adapter."""
+
+    def __init__(self, owner: Bottleneck, norm: TrainedNorm | None) -> None:
+        nn.Module.__init__(self)
+        self._owner = (owner,)  # in a tuple: no module of this one's own
+        self.config, self.inputs, self.writes_after = owner.config, owner.inputs, owner.writes_after
+        self.norm = norm
+
+    @property
+    def owner(self) -> Bottleneck:
+        """The one that all layers share."""
+        return self._owner[0]
+
+    def __getattr__(self, name: str) -> Any:
+        # asked of the owner every time: a parameter of it may be replaced (loading with assign, sharding)
+        return getattr(self._owner[0], name) if name in _OWNED else super().__getattr__(name)
+
+
+_OWNED = ("norm_before", "activation", "down", "up", "norm_after", "gate", "scale")
+
+
+def _kind(site: Site) -> str:
+    """Which of the shared bottlenecks a site has: that of its kind in its stack, as a name of a module."""
+    return f"{site.stack}_{site.kind}".strip("_").replace(".", "_")
 
 
 def _drop_rows(u: Tensor, probability: float) -> Tensor:

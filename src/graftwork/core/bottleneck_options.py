@@ -33,7 +33,7 @@ _INVERTIBLE = (None, "nice", "glow")
 _LOCATION = {"attn": "mh_adapter", "ffn": "output_adapter", "cross": "cross_adapter"}  # site kind -> its flag
 _SWITCHES = (
     *(*_LOCATION.values(), "original_ln_before", "original_ln_after", "ln_before", "ln_after", "is_parallel"),
-    *("use_gating", "adapter_residual_before_ln", "bias", "train_norms", "phm_layer", "factorized_phm_W"),
+    *("use_gating", "adapter_residual_before_ln", "bias", "train_norms", "shared", "phm_layer", "factorized_phm_W"),
     *("shared_W_phm", "shared_phm_rule", "factorized_phm_rule", "learn_phm", "phm_bias", "inverse_at_head"),
 )
 
@@ -48,7 +48,8 @@ class BottleneckOptions:
     begins as hypercomplex_nonlinearity says; with mam_adapter up is zero, houlsby and adapter_bert apply to W itself.
 
     Not AdapterHub's: linears, further places ("ffn.up.input", "ffn.down", "attn.query"); bottleneck_size, M itself;
-    bias, of down and up; train_norms, see `core/norms.py`; init_std, another deviation of init_weights; stacks.
+    bias, of down and up; train_norms, see `core/norms.py`; init_std, another deviation of init_weights; stacks; shared,
+    one bottleneck for all layers.
     """
 
     mh_adapter: bool = False
@@ -77,6 +78,7 @@ class BottleneckOptions:
     inverse_at_head: bool = True
     leave_out: tuple[int, ...] = ()
     stacks: tuple[str, ...] = ()
+    shared: bool = False
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     phm_layer: bool = False
@@ -190,6 +192,7 @@ def _hypercomplex(config: BottleneckOptions) -> _Checks:
         (is_number(spread) and spread > 0, f"phm_init_range {spread!r} must be a positive number"),
         (start in HYPERCOMPLEX_INITS, f"hypercomplex_nonlinearity {start!r} is not one of "
          f"{', '.join(HYPERCOMPLEX_INITS)} (AdapterHub lists 'phm' too and never defined it)"),
+        (not (config.shared and config.phm_layer), "shared is for dense layers; hypercomplex layers have shared_W_phm"),
         (config.bias or not config.phm_layer, "bias is that of dense layers; hypercomplex layers have phm_bias"),
     )  # fmt: skip
 

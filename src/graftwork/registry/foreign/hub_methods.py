@@ -71,7 +71,7 @@ def write_method(hub: Hub, method: Mapping[str, Any], tensors: Tensors) -> dict[
 
 
 def _bottleneck(hub: Hub, method: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
-    for key, plain in (("linears", []), ("bias", True), ("train_norms", False)):
+    for key, plain in (("linears", []), ("bias", True), ("train_norms", False), ("shared", False)):
         if method.get(key, plain) not in (plain, tuple(plain) if isinstance(plain, list) else plain):
             raise hub.refuse(f"it has no {key} = {method[key]!r}")
     fields = {**bottleneck.DEFAULTS, **bottleneck.PHM, **bottleneck.INVERTIBLE}
