@@ -2,18 +2,21 @@
 
     page(title, command, *parts)      a Markdown page that ends with command, machine, versions and date
     table(head, rows)                 a Markdown table
-    draw(file, ...)                   curves as SVG, the same bytes for the same numbers; needs matplotlib ([plots])
+    draw(file, ...), heat(file, ...)  curves, and coloured squares, as SVG: the same bytes for the same numbers; they
+                                      need matplotlib ([plots])
 
 Results lie in benchmarks/results/, a page a question, with the rows beside it as JSON.
 """
 
 import datetime
 import io
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from graftwork.registry.durable import replace_file
 from graftwork.train.outcome import machine, versions
@@ -65,23 +68,55 @@ def write(file: Path, text: str) -> None:
     replace_file(file, text.encode("utf8"))
 
 
+def heat(file: Path, title: str, across: str, up: str, table: Sequence[Sequence[float | None]]) -> str:
+    """Write a table of numbers as coloured squares with the numbers in them, None left white; returns as `draw`."""
+    if without := _without(file):
+        return without
+    figure, axes = _figure((5.2, 4.4))
+    numbers = [[math.nan if one is None else one for one in row] for row in table]
+    axes.imshow(numbers, cmap="OrRd")
+    limit = max((one for row in table for one in row if one is not None), default=0.0) / 2
+    for down, row in enumerate(table):
+        for right, one in enumerate(row):
+            if one is not None:
+                colour = "white" if one > limit else "black"
+                axes.text(right, down, f"{one:.1f}", ha="center", va="center", color=colour)
+    axes.set(title=title, xlabel=across, ylabel=up)
+    return _saved(figure, file)
+
+
 def draw(file: Path, title: str, across: str, up: str, curves: Sequence[Curve]) -> str:
     """Write curves as SVG and return "", or return the reason why there is none."""
-    if find_spec("matplotlib") is None:
-        return f"no picture {file.name}: matplotlib is not installed (pip install 'graftwork[plots]')"
-    import matplotlib
+    if without := _without(file):
+        return without
+    figure, axes = _figure((7.5, 3.6))
+    for curve in curves:
+        style = {"linestyle": "--", "color": "gray"} if curve.dashed else {"marker": "o"}
+        axes.plot(*zip(*sorted(curve.points), strict=True), label=curve.name, **style)
+    axes.set(title=title, xlabel=across, ylabel=up)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper")
+    return _saved(figure, file)
+
+
+def _without(file: Path) -> str:
+    missing = find_spec("matplotlib") is None
+    return f"no picture {file.name}: matplotlib is not installed (pip install 'graftwork[plots]')" if missing else ""
+
+
+def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _saved(figure: Any, file: Path) -> str:
+    """Write a figure as SVG, the same bytes for the same figure."""
+    import matplotlib
+
+    picture = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "graftwork", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7.5, 3.6), layout="constrained")
-        axes = figure.subplots()
-        for curve in curves:
-            style = {"linestyle": "--", "color": "gray"} if curve.dashed else {"marker": "o"}
-            axes.plot(*zip(*sorted(curve.points), strict=True), label=curve.name, **style)
-        axes.set(title=title, xlabel=across, ylabel=up)
-        axes.grid(alpha=0.3)
-        figure.legend(loc="outside right upper")
-        picture = io.BytesIO()
         figure.savefig(picture, format="svg", metadata={"Date": None})
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, picture.getvalue())

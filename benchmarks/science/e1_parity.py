@@ -9,18 +9,20 @@ over tasks and seeds of the difference, with a paired interval over test items a
 """
 
 from collections.abc import Sequence
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
 
 import room
+import rows as book
 from room import METHODS, Asked, Study, main, page, scored
-from rows import SCORE, Key, Row, matching, scorer
+from rows import Key, Row, matching
+from telling import matched, paired, shown, spread, study_page
 
-from graftwork.tasks.bootstrap import Interval, difference
+from graftwork.recipe import Recipe
+from graftwork.tasks.bootstrap import Interval
 
 TASKS = ("trec", "sst2", "mrpc", "ud_pos")
 RATES = {
-    "full": (5e-5, 1e-4, 2e-5),
+    "full": (5e-5, 1e-4, 2e-5, 2e-4),
     "seq_bn": (1e-3, 2e-3, 5e-4),
     "double_seq_bn": (5e-4, 1e-3, 3e-4),
     "lora": (1e-3, 2e-3, 5e-4),
@@ -29,6 +31,7 @@ RATES = {
 BOTTLENECKS = ("seq_bn", "double_seq_bn")
 POS_ROWS = 4000  # of the 12,035 training sentences, drawn by seed 0: the same for all methods and seeds
 BAR, LOW = -0.4, -1.0  # points: of the mean difference, and of the lower end of its interval
+SHARE = 0.04  # of the base's parameters, at most
 
 
 def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
@@ -53,7 +56,7 @@ def work(key: Key, asked: Asked) -> Row:
     return scored(str(key["task"]), recipe(key, asked), asked)
 
 
-def recipe(key: Key, asked: Asked) -> Any:
+def recipe(key: Key, asked: Asked) -> Recipe:
     """The recipe of a cell, for other experiments too."""
     task, method = str(key["task"]), str(key["method"])
     own = {"training.learning_rate": key["rate"], "training.seed": key["seed"]}
@@ -82,6 +85,25 @@ def runs(found: Sequence[Row], task: str, method: str, asked: Asked) -> dict[int
     }  # fmt: skip
 
 
+def rate_of(task: str, method: str, asked: Asked) -> float:
+    """The rate that was chosen, for other experiments: from rows beside theirs, else from the ones kept here.
+
+    Raises LookupError before the grid of E1 is run.
+    """
+    for folder in (asked.folder, room.RESULTS):
+        rate = chosen(book.read(folder / "e1_parity.jsonl"), task, method, asked)
+        if rate is not None:
+            return rate
+    if asked.quick:
+        return RATES[method][0]
+    raise LookupError(f"no learning rate of {method} on {task}: run benchmarks/science/e1_parity.py --only task={task}")
+
+
+def best(task: str, method: str, seed: int, asked: Asked) -> Recipe:
+    """The recipe of a seed at the chosen rate; `room.trained` finds its run or makes it."""
+    return recipe(cell(task, method, rate_of(task, method, asked), seed), asked)
+
+
 def variant(found: Sequence[Row], tasks: Sequence[str], asked: Asked) -> str:
     """The bottleneck that is better on dev, over tasks and seeds."""
     return max(BOTTLENECKS, key=lambda method: mean(
@@ -89,82 +111,89 @@ def variant(found: Sequence[Row], tasks: Sequence[str], asked: Asked) -> str:
     ))  # fmt: skip
 
 
-def paired(found: Sequence[Row], tasks: Sequence[str], method: str, asked: Asked, against: str = "full") -> Interval:
+def gap(found: Sequence[Row], tasks: Sequence[str], method: str, asked: Asked, against: str = "full") -> Interval:
     """method - against in points, over tasks and the seeds that both have."""
-    tests = []
-    for task in tasks:
-        one, other = runs(found, task, against, asked), runs(found, task, method, asked)
-        tests.append([(scorer(one[seed]), scorer(other[seed])) for seed in sorted(one.keys() & other.keys())])
-    found_ = difference(tests, SCORE, runs_too=True)
-    return Interval(*(100 * value for value in (found_.value, found_.low, found_.high)))
+    return paired([matched(runs(found, task, against, asked), runs(found, task, method, asked)) for task in tasks])
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation in percent."""
-    return f"{100 * mean(values):.2f}" + (f" ± {100 * stdev(values):.2f}" if len(values) > 1 else "")
+def whole(found: Sequence[Row], asked: Asked) -> list[str]:
+    """The tasks whose grids are done."""
+    return [task for task in TASKS if all(runs(found, task, method, asked) for method in RATES)]
 
 
-def shown(one: Interval) -> str:
-    return f"{one.value:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
+def result(found: Sequence[Row], asked: Asked) -> str:
+    """What the rows say to the bar."""
+    tasks = whole(found, asked)
+    if not tasks:
+        return ""
+    best = variant(found, tasks, asked)
+    seen = gap(found, tasks, best, asked)
+    first = [next(iter(runs(found, task, best, asked).values()))["parameters"] for task in tasks]
+    share = max(one["trained"] / one["base"] for one in first)
+    held = "is met" if seen.value >= BAR and seen.low >= LOW and share <= SHARE else "is not met"
+    seeds = min(len(runs(found, task, method, asked)) for task in tasks for method in (best, "full"))
+    left = [task for task in TASKS if task not in tasks]
+    rest = [method for method in RATES if method not in ("full", best)]
+    others = "; ".join(f"{method} {shown(gap(found, tasks, method, asked))}" for method in rest)
+    return (
+        f"The bottleneck chosen on dev is `{best}` ({share:.2%} of the base at most, head included). Over "
+        f"{', '.join(tasks)} and {seeds} seed(s) it is **{shown(seen)}** points from full fine-tuning; the bar {held}"
+        f"{' on these; still to run: ' + ', '.join(left) if left else ''}. The others: {others}."
+    )
 
 
 def told(found: Sequence[Row], asked: Asked) -> str:
     """The page."""
-    whole = [task for task in TASKS if all(runs(found, task, method, asked) for method in RATES)]
-    parts = [
-        "Accuracy on test in percent, of words in ud_pos; mean and standard deviation over seeds. The rate is the best "
-        f"on dev with seed 0 of those tried. ud_pos: {POS_ROWS:,} of the 12,035 training sentences. Mixed precision "
-        "(bf16), batches of 32, 128 pieces at most, mean pooling, dropout of the base active except for `head`; "
-        "5 epochs (full: 3, head: 20), the best on dev kept. Differences are to `full`, paired by seed and test item, "
-        "with their 95 % bootstrap interval over items and seeds."
-    ]  # fmt: skip
     lines = []
-    for task in whole:
+    for task in whole(found, asked):
         for method in RATES:
             own = runs(found, task, method, asked)
             first = next(iter(own.values()))
             trains, of = first["parameters"]["trained"], first["parameters"]["base"]
-            gap = "" if method == "full" else shown(paired(found, [task], method, asked))
+            more = "" if method == "full" else shown(gap(found, [task], method, asked))
             lines.append([
                 task, method, f"{first['key']['rate']:g}", str(len(own)), spread([row["dev"] for row in own.values()]),
-                spread([row["test"] for row in own.values()]), gap, f"{trains:,} ({trains / of:.2%})",
+                spread([row["test"] for row in own.values()]), more, f"{trains:,} ({trains / of:.2%})",
             ])  # fmt: skip
-    head = ["task", "method", "rate", "seeds", "dev", "test", "points to full", "trained"]
-    parts.append(page.table(head, lines))
-    if whole:
-        parts += ["## The claim", _verdict(found, whole, asked)]
-    parts += [f"## Every rate tried, seed {asked.seeds[0]}", _grid(matching(found, seed=asked.seeds[0]))]
-    return "\n\n".join(["# E1: adapters and full fine-tuning", *parts, room.told_of(found, "e1_parity")]) + "\n"
+    head = ["task", "method", "rate", "seeds", "dev", "test", "points to full", "trained, with head"]
+    return study_page(
+        STUDY, found, asked,
+        "Accuracy in percent, of words in ud_pos; mean and standard deviation over seeds. Points to full: paired by "
+        "seed and test item, with the 95 % bootstrap interval over items and seeds.",
+        page.table(head, lines),
+        f"## Every rate tried, seed {asked.seeds[0]}",
+        _grid(matching(found, seed=asked.seeds[0])),
+    )  # fmt: skip
 
 
 def _grid(found: Sequence[Row]) -> str:
     lines = []
     for row in found:
         task, method, rate = (row["key"][part] for part in ("task", "method", "rate"))
-        lines.append(
-            [task, method, f"{rate:g}", f"{100 * row['dev']:.2f}", f"{row['best_epoch']:g}", f"{row['cpu']:.0f} s"]
-        )
+        cpu = f"{row['cpu']:.0f} s"
+        lines.append([task, method, f"{rate:g}", f"{100 * row['dev']:.2f}", f"{row['best_epoch']:g}", cpu])
     return page.table(["task", "method", "rate", "dev", "best epoch", "CPU"], lines)
 
 
-def _verdict(found: Sequence[Row], tasks: Sequence[str], asked: Asked) -> str:
-    best = variant(found, tasks, asked)
-    gap = paired(found, tasks, best, asked)
-    share = max(next(iter(runs(found, task, best, asked).values()))["parameters"]["trained"] for task in tasks) / next(
-        iter(runs(found, tasks[0], best, asked).values()))["parameters"]["base"]  # fmt: skip
-    held = "is met" if gap.value >= BAR and gap.low >= LOW else "is not met"
-    others = "; ".join(
-        f"{method} {shown(paired(found, tasks, method, asked))}" for method in RATES if method not in ("full", best)
-    )
-    left = [task for task in TASKS if task not in tasks]
-    return (
-        f"The bottleneck chosen on dev is `{best}` ({share:.2%} of the base at most). Over {', '.join(tasks)} it is "
-        f"**{shown(gap)}** points from full fine-tuning; the bar (mean at least {BAR}, lower end at least {LOW}) {held}"
-        f"{f', on these tasks; still to run: {chr(44).join(left)}' if left else ''}. The others: {others}."
-    )
-
-
-STUDY = Study("e1_parity", plan, work, told)
+STUDY = Study(
+    "e1_parity", plan, work, told,
+    claim=(
+        "Adapters match full fine-tuning with a few percent of the parameters (Houlsby et al. 2019: 80.0 against "
+        "80.4 on GLUE at 3.6 %)."
+    ),
+    design=(
+        "TREC, SST-2, MRPC and UD-English POS (4,000 of its 12,035 training sentences, drawn by seed) × full, "
+        "seq_bn m=48, double_seq_bn m=64 with its layer norms trained, LoRA r=8, head only × 3 seeds. Every "
+        "method tries three learning rates (full: four) with seed 0 and goes on with the best on dev; the best "
+        "epoch on dev is kept; test rows take part in no choice. Mixed precision (bf16), batches of 32, at most "
+        "128 pieces, mean pooling, dropout of the base active except for head; 5 epochs (full: 3, head: 20)."
+    ),
+    bar=(
+        f"Mean over tasks and seeds of (the bottleneck that is better on dev - full) ≥ {BAR} points at ≤ "
+        f"{SHARE:.0%} of the parameters, lower end of its 95 % interval ≥ {LOW:g}."
+    ),
+    result=result,
+)  # fmt: skip
 
 if __name__ == "__main__":
     main(STUDY)

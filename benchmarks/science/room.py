@@ -92,19 +92,26 @@ class Asked:
     seeds: tuple[int, ...]
     folder: Path  # of rows and page
     runs: Path
-    only: Mapping[str, str]
+    only: tuple[tuple[str, str], ...]  # parts of the keys that are meant
     deadline: float  # of time.monotonic()
 
 
 @dataclass(frozen=True)
 class Study:
     """One experiment. plan: the cells, in order, that the rows so far call for. work: a cell -> its row without key and
-    conditions. page: the rows -> the page; pictures go into the folder that was asked for."""
+    conditions. page: the rows -> the page; pictures go into the folder that was asked for.
+
+    claim, design, bar: of docs/science.md, where `result` says what the rows say to that, "" where they do not yet.
+    """
 
     name: str
     plan: Callable[[Sequence[Row], Asked], Sequence[Key]]
     work: Callable[[Key, Asked], Row]
     page: Callable[[Sequence[Row], Asked], str]
+    claim: str = ""
+    design: str = ""
+    bar: str = ""
+    result: Callable[[Sequence[Row], Asked], str] = lambda found, asked: ""
 
 
 def main(study: Study, arguments: Sequence[str] | None = None) -> None:
@@ -141,19 +148,27 @@ def run(
         started = time.process_time()
         row = {"key": dict(missing[0]), **work(missing[0])}
         book.append(out, {**row, "cpu": round(time.process_time() - started, 1), **conditions()})
-        print(f"{book.name(missing[0])}: dev {row.get('dev')} test {row.get('test')}", flush=True)
+        scores = "".join(f" {part} {row[part]:.4f}" for part in ("dev", "test") if part in row)
+        print(f"{book.name(missing[0])}:{scores or ' done'}", flush=True)
 
 
 def recipe(
-    task: str, *changes: Mapping[str, Any], name: str = "", asked: Asked, train_rows: Path | None = None
+    task: str,
+    *changes: Mapping[str, Any],
+    asked: Asked,
+    name: str = "",
+    train_rows: Path | None = None,
+    dev_rows: Path | None = None,
 ) -> Recipe:
     """A recipe of the shared settings for one of TASKS, later changes before earlier ones.
 
-    train_rows: other training rows than the task's own. The test rows are left out: `test` scores them.
+    train_rows, dev_rows: other rows than the task's own. The test rows are in no recipe: `answered` scores them.
     """
     kind, folder = TASKS[task]
-    files = {split: SHARED / folder / f"{split}.jsonl" for split in ("train", "dev")}
-    files["train"] = train_rows or files["train"]
+    files = {
+        "train": train_rows or SHARED / folder / "train.jsonl",
+        "dev": dev_rows or SHARED / folder / "dev.jsonl",
+    }
     told: dict[str, Any] = {}
     for change in (BASE, *changes, *([QUICK] if asked.quick else [])):
         told |= change
@@ -207,16 +222,23 @@ def opened(made: Recipe, result: TrainResult) -> AdapterModel:
     return model
 
 
-def test(task: str, made: Recipe, result: TrainResult, model: AdapterModel, asked: Asked) -> Row:
-    """The test score of what a run trained and which items are right: "test", "right", "items"."""
-    kind, items = package_task(result.package.manifest), test_items(task, asked)
+def answered(
+    task: str, made: Recipe, result: TrainResult, model: AdapterModel, asked: Asked, skip_layers: Sequence[int] = ()
+) -> Row:
+    """The test score of what a run trained and which items are right: "test", "right", "items".
+
+    skip_layers: those that run without adapters.
+    """
+    kind, items = package_task(result.package.manifest), items_of(task, asked)
     encoder = open_encoder(made.model.name, made.training.max_seq_length, "truncate")
     adapters = None if result.composition == "none" else result.composition
-    scores, answers = evaluate(model, kind, encoder, items, adapters=adapters, head=result.name)
+    scores, answers = evaluate(
+        model, kind, encoder, items, adapters=adapters, head=result.name, skip_layers=skip_layers
+    )
     return {"test": scores[kind.main_score], **graded(kind, answers, items)}
 
 
-def test_items(task: str, asked: Asked) -> list[dict[str, Any]]:
+def items_of(task: str, asked: Asked) -> list[dict[str, Any]]:
     """The test rows of a task."""
     kind, folder = TASKS[task]
     file = SHARED / folder / "test.jsonl"
@@ -236,7 +258,7 @@ def graded(task: Task, answers: Sequence[Mapping[str, Any]], items: Sequence[Map
 def scored(task: str, made: Recipe, asked: Asked) -> Row:
     """Train a recipe and say everything a row says of one system: dev, test, right, parameters, settings."""
     result = trained(made)
-    row = test(task, made, result, opened(made, result), asked)
+    row = answered(task, made, result, opened(made, result), asked)
     if made.training.method == "full":
         shutil.rmtree(result.folder)  # 90 MB a run, and nothing else is made from it
     told = made.model_dump(mode="json", exclude_defaults=True)
@@ -253,18 +275,6 @@ def conditions() -> Row:
     """Where a row comes from: commit, versions, machine."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {"commit": found.stdout.strip() or "none", "versions": versions(), "machine": machine()}
-
-
-def told_of(found: Sequence[Row], study: str) -> str:
-    """The end of a page: command, machines, versions and commits of the rows, not of who writes the page."""
-    machines = sorted({row["machine"] for row in found})
-    libraries = sorted({f"{name} {number}" for row in found for name, number in row["versions"].items()})
-    commits = sorted({row["commit"] for row in found})
-    return (
-        f"{len(found)} rows, made by\n\n    python benchmarks/science/{study}.py\n\n"
-        f"Machine: {'; '.join(machines)}. {', '.join(libraries)}. Commits: {', '.join(commits)}. "
-        f"CPU time: {sum(row['cpu'] for row in found) / 3600:.1f} h. The page follows from `{study}.jsonl`."
-    )
 
 
 def _asked(study: Study, arguments: Sequence[str] | None) -> tuple[Asked, bool]:
@@ -285,11 +295,11 @@ def _asked(study: Study, arguments: Sequence[str] | None) -> tuple[Asked, bool]:
     folder = found.out or (Path(tempfile.mkdtemp(prefix="graftwork-science-")) if found.quick else RESULTS)
     kept = Path(os.environ.get("GRAFTWORK_RUNS") or Path(tempfile.gettempdir()) / "graftwork-science")
     runs = folder / "runs" if found.quick else kept
-    only = dict(pair.partition("=")[::2] for pair in found.only)
+    only = tuple((part, value) for part, _, value in (pair.partition("=") for pair in found.only))
     seeds = tuple(int(seed) for seed in found.seeds.split(","))
     asked = Asked(found.quick, seeds, folder, runs, only, time.monotonic() + 60 * found.minutes)
     return asked, found.page
 
 
-def _meant(key: Key, only: Mapping[str, str]) -> bool:
-    return all(str(key.get(part)) == value for part, value in only.items())
+def _meant(key: Key, only: Sequence[tuple[str, str]]) -> bool:
+    return all(str(key.get(part)) == value for part, value in only)
