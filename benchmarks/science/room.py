@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,7 @@ def recipe(
     return recipes.override(made, {"output": str(asked.runs / f"{made.name}-{digest}")})
 
 
+@lru_cache
 def labels(task: str) -> list[str]:
     """Every label of a task's training rows, which a draw of them need not hold."""
     lines = (SHARED / TASKS[task][1] / "train.jsonl").read_text("utf8").splitlines()
