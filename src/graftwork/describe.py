@@ -190,8 +190,8 @@ def _composition(tree: Composition, registry: Registry, model: str | None) -> di
         "kind": "composition",
         "composition": show(tree),
         "answers": top(tree),
-        "adapters": [_member(name, registry) for name in dict.fromkeys(leaves(tree))],
-        "fusions": [_member(fuse.name, registry) for fuse in fusions(tree)],
+        "adapters": [_member(name, registry, "adapter") for name in dict.fromkeys(leaves(tree))],
+        "fusions": [_member(fuse.name, registry, "fusion") for fuse in fusions(tree)],
         "execution": _execution(tree, registry, model),
     }
 
@@ -214,7 +214,7 @@ def _execution(tree: Composition, registry: Registry, model: str | None) -> Any:
         return f"not known: {error}"
 
 
-def _member(name: str, registry: Registry) -> dict[str, Any]:
+def _member(name: str, registry: Registry, part: str) -> dict[str, Any]:
     try:
         found = registry.resolve(name)
         manifest, contents = read_manifest(found.path)
@@ -224,6 +224,7 @@ def _member(name: str, registry: Registry) -> dict[str, Any]:
         "name": name,
         "reference": str(found),
         "role": manifest.role,
-        "parameters": contents.parameters(),
+        "parameters": contents.parameters(part),
+        "of its head": contents.parameters("head"),
         "base": manifest.base.name,
     }

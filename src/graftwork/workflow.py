@@ -257,9 +257,10 @@ def _evaluated(engine: Engine, systems: Sequence[tuple[str | None, str | None]],
         said = ", ".join(f"{adapters} for {kind}" for kind, adapters in kinds.items())
         raise UserError(f"one file is scored by one kind of task, and these are several: {said}; evaluate them apart")
     rows = read_split(_file(file), "train", tasks[0].kind)
-    for task in dict.fromkeys(tasks):
+    for task, (adapters, _) in dict(zip(tasks, systems, strict=True)).items():
         found = [(number, task.problems(row, with_labels=True)) for number, row in enumerate(rows, start=1)]
-        refuse([f"{file}, row {number}: {problem}" for number, problems in found for problem in problems])
+        whose = f"{file}, for {adapters}" if len(systems) > 1 else file
+        refuse([f"{whose}, row {number}: {problem}" for number, problems in found for problem in problems])
     answers = engine.answer([_asked(row, *system) for system in systems for row in rows])
     made = []
     for place, (task, (adapters, _)) in enumerate(zip(tasks, systems, strict=True)):

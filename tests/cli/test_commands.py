@@ -230,8 +230,15 @@ def test_show_says_what_a_method_a_package_and_a_composition_are(typed: Type, sh
         assert (package["kind"], package["manifest"]["role"]) == ("package", "task")
     tree = typed("show", "Stack(mood, nobody)", "--json", *root).json()
     assert tree["adapters"][0]["reference"] == "mood@1"
+    counted = package["parameters"]
+    member = tree["adapters"][0]
+    assert (member["parameters"], member["of its head"]) == (counted["adapter"], counted["head"])
     assert "no package 'nobody'" in tree["adapters"][1]["problem"]
-    assert "graft" not in typed("show", "mood@1", *root).err
+    said = typed("show", "mood@1", *root)
+    assert said.err == ""
+    assert f"adapter  {counted['adapter']:,}\n" in said.out
+    assert "\nhead            kind=classification, labels=['bad', 'good'], num_outputs=2" in said.out
+    assert max(map(len, said.out.splitlines())) <= 120
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """`graftwork show`: what a model, a method, a package or a composition is."""
 
+from collections.abc import Iterator, Mapping
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
@@ -47,10 +49,24 @@ def show(
             table(value, list(dict.fromkeys(column for row in value for column in row)))
         elif isinstance(value, dict):
             typer.echo(f"\n{key}")
-            table([{"key": k, "value": v} for k, v in value.items() if v not in (None, "", [], {})], ["key", "value"])
+            for line in _listed({k: v for k, v in value.items() if v not in (None, "", [], {})}):
+                typer.echo(line)
         else:
             typer.echo(f"{key}: {_plain(value)}")
 
 
+def _listed(values: Mapping[str, Any]) -> Iterator[str]:
+    """A key and its value a line; a value that is long goes on in the next line, below itself."""
+    width = max(map(len, values), default=0) + 2
+    for key, value in values.items():
+        begin, below = key.ljust(width), " " * width
+        text = _plain(value).removeprefix("{").removesuffix("}") if isinstance(value, dict) else _plain(value)
+        yield fill(text, 120, initial_indent=begin, subsequent_indent=below, break_on_hyphens=False)
+
+
 def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}={_plain(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
