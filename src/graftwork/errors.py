@@ -21,6 +21,8 @@ from collections.abc import Sequence
 class GraftworkError(Exception):
     """Root of every error that graftwork raises on purpose."""
 
+    said_elsewhere = False  # whether another process of the same run says it
+
 
 class UserError(GraftworkError):
     """The request itself is wrong; nothing was changed."""

@@ -36,6 +36,7 @@ from graftwork.serve.server import serve as serve_engine
 from graftwork.tasks.bootstrap import RESAMPLES
 from graftwork.tasks.task import refuse
 from graftwork.train.data import read_split
+from graftwork.train.devices import speaks as speaks
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import train as run
 from graftwork.train.sweep import choices, expand

@@ -78,7 +78,8 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(args=arguments, prog_name="graftwork", standalone_mode=False)
     except GraftworkError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.said_elsewhere:
+            print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except typer.Exit as stop:
         return stop.exit_code

@@ -15,7 +15,7 @@ from graftwork.errors import GoalMissed, GraftworkError, RecipeError
 from graftwork.recipe import settings
 from graftwork.train.outcome import TrainResult
 from graftwork.train.report import lines, table, written
-from graftwork.workflow import push, read_recipes, train, train_together
+from graftwork.workflow import push, read_recipes, speaks, train, train_together
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -63,7 +63,12 @@ def command(
         _show([one.name for one in read], found, as_json)
         return
     result = train(read[0], registry, resume=resume, overwrite=overwrite, progress=progress, command=said)
-    pushed = push(result, registry, push_as) if push_as else None
+    if speaks():
+        _tell(result, push(result, registry, push_as) if push_as else None, as_json)
+
+
+def _tell(result: TrainResult, pushed: str | None, as_json: bool) -> None:
+    """Print what became of one recipe."""
     if as_json:
         emit(written(result) | {"pushed": pushed})
         return

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from graftwork.train.devices import ALONE, Devices
 from graftwork.train.monitor import ALARMS, judge
 
 
@@ -24,16 +25,17 @@ class SaveByTheClock(TrainerCallback):  # type: ignore[misc]
     """A checkpoint within a long epoch, whenever so many seconds have passed since the last one.
 
     Not at the last step of an epoch: the dev rows are scored between that step and the epoch's own checkpoint, and a
-    run that went on from before the scoring would never do it.
+    run that went on from before the scoring would never do it. All processes save by the clock of the first.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, devices: Devices = ALONE) -> None:
         self.seconds = seconds
+        self._devices = devices
         self._last = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         ends = control.should_training_stop or state.epoch == int(state.epoch)
-        if not ends and time.monotonic() - self._last >= self.seconds:
+        if not ends and self._devices.told(time.monotonic() - self._last >= self.seconds):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:

@@ -1,23 +1,18 @@
 """The training itself: a prepared job through transformers' Trainer, from the start or from a checkpoint."""
 
-from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import safetensors.torch
-import torch
 from rich.progress import Progress
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 
-from graftwork.errors import GoalMissed
-from graftwork.tasks.encoded import Encoded
-from graftwork.tasks.task import Answer, Row, Task
 from graftwork.train.batches import as_it_is
 from graftwork.train.callbacks import Bar, LogAtEpochEnd, SaveByTheClock
 from graftwork.train.checkpoint import STATE, Checkpoint
 from graftwork.train.folder import RunFolder, named
 from graftwork.train.job import Job
 from graftwork.train.monitor import Monitor
+from graftwork.train.scores import DevScores
 from graftwork.train.settings import arguments
 from graftwork.train.trainer import AdapterTrainer, Step
 
@@ -44,7 +39,7 @@ def fit(
     training = job.recipe.training
     with named(folder.checkpoints):
         bar = Bar(job.recipe.name, job.metric, shown)
-        callbacks: list[TrainerCallback] = [LogAtEpochEnd(), SaveByTheClock(checkpoint_seconds), bar]
+        callbacks: list[TrainerCallback] = [LogAtEpochEnd(), SaveByTheClock(checkpoint_seconds, job.devices), bar]
         if training.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
         trainer = AdapterTrainer(
@@ -53,14 +48,18 @@ def fit(
             data_collator=as_it_is,
             train_dataset=job.sets["train"],
             eval_dataset=job.sets["dev"],
-            compute_metrics=DevScores(job.task, job.encoded["dev"], job.dev),
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.step = step
+        trainer.step, trainer.devices = step, job.devices
+        # accelerate then leaves the model as it is, and its gradients to `devices`
+        trainer.is_distributed_loading_by_transformers = job.devices.several
+        size = training.eval_batch_size
+        trainer.dev = DevScores(job.task, job.dev, job.encoded["dev"], job.sets["dev"], size, job.devices)
+        job.devices.seed(training.seed)
         trainer.base_dropout, trainer.drop = training.base_dropout, job.drop
         trainer.monitor = Monitor.of(job.learner)
-        with nullcontext() if job.prefix is None else job.prefix.kept(training.eval_batch_size) as trainer.shortcut:
+        with nullcontext() if job.prefix is None else job.prefix.kept(size) as trainer.shortcut:
             trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))
         # mixed precision leaves a wrapper around the forward that loses which head answered which row
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -72,29 +71,3 @@ def _read_end(job: Job, end: Checkpoint) -> TrainerState:
     best = end.folder if end.best is None else end.best
     job.learner.load_state_dict(safetensors.torch.load_file(best / WEIGHTS))
     return TrainerState.load_from_json(str(end.folder / STATE))
-
-
-class DevScores:
-    """Scores logits of the dev rows by the task itself, batch by batch in the order of the rows, so that no more than a
-    batch of them is kept. Raises GoalMissed for NaN."""
-
-    def __init__(self, task: Task, encoded: Sequence[Encoded], rows: Sequence[Row]) -> None:
-        self._task = task
-        self._encoded = encoded
-        self._rows = rows
-        self._answers: list[Answer] = []
-
-    def __call__(self, prediction: Any, compute_result: bool = True) -> Mapping[str, float]:
-        """prediction.predictions: (B, L), or (B, T, L), of the next B rows -> name -> score, when it was the last."""
-        logits = torch.as_tensor(prediction.predictions).float().cpu()
-        if not bool(torch.isfinite(logits).all()):
-            raise GoalMissed(
-                "training diverged: the model answers with numbers that are not finite; lower training.learning_rate"
-            )
-        place = len(self._answers)
-        batch = self._encoded[place : place + len(logits)]
-        self._answers += [self._task.decode(own, encoded) for own, encoded in zip(logits, batch, strict=True)]
-        if not compute_result:
-            return {}
-        answers, self._answers = self._answers, []
-        return self._task.score(answers, self._rows)

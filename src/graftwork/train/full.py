@@ -48,6 +48,15 @@ class FullModel(nn.Module):
             head=self.head,
         )
 
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """As of an AdapterModel."""
+        self.model.activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """Every parameter once, tied ones under their first name."""
         return {f"{prefix}{name}": value if keep_vars else value.detach() for name, value in self.named_parameters()}

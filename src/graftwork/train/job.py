@@ -6,13 +6,13 @@ The three ways to train, in one table: an adapter or fusion; only a head on the 
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from graftwork.build import open_encoder, open_images, open_model, positions, recipe_task
+from graftwork.build import open_encoder, open_images, positions, recipe_task
 from graftwork.errors import RecipeError
 from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
@@ -24,6 +24,7 @@ from graftwork.tasks.task import Encoder, Task
 from graftwork.tasks.text import TextEncoder
 from graftwork.train.batches import EncodedRows, ImageRows, rows_of
 from graftwork.train.data import Data, load_data
+from graftwork.train.devices import ALONE, Devices
 from graftwork.train.drop import Drop, plan_drop
 from graftwork.train.full import FullModel
 from graftwork.train.plain import PlainText
@@ -42,7 +43,7 @@ class Job:
     learner: what the Trainer gets, `model` or a full copy of it. encoded: split -> its tokenised rows; those of dev are
     longest first, and `dev` holds its rows in the same order. sets: the same as data sets. metric: the score that picks
     the best epoch. drop: the layers that a step runs without adapters, prefix: those whose states are kept, where the
-    recipe asks for it.
+    recipe asks for it. devices: the processes that do it together.
     """
 
     recipe: Recipe
@@ -59,6 +60,7 @@ class Job:
     drop: Drop | None
     prefix: Prefix | None
     notes: tuple[str, ...]
+    devices: Devices = ALONE
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -104,12 +106,12 @@ class Read:
     stream: Stream | None = None  # of plain text, which is in the place of encoded rows of train
 
 
-def prepare(recipe: Recipe, registry: Registry | None) -> Job:
+def prepare(recipe: Recipe, registry: Registry | None, devices: Devices = ALONE) -> Job:
     """Read, open, tokenise and check everything. Raises UserErrors; writes nothing. Seeds torch's random numbers."""
     wants_bf16(recipe.training)
     data = load_data(recipe)
-    model = open_model(recipe.model)
-    return assemble(recipe, registry, data, model, read(recipe, data, model))
+    model = devices.opened(recipe)
+    return replace(assemble(recipe, registry, data, model, read(recipe, data, model)), devices=devices)
 
 
 def read(recipe: Recipe, data: Data, model: AdapterModel) -> Read:

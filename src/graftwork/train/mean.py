@@ -21,8 +21,13 @@ from graftwork.train.full import FullModel
 
 
 def items(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """How many items the loss of a batch is a mean over, (): its head counts them; rows, where none alone answers."""
+    """How many items the loss of a batch is a mean over, (): its head counts them; rows, where none alone answers.
+
+    0 for a spare batch (devices.py).
+    """
     labels, rows = batch.get("labels"), shape_of(batch).rows
+    if "spare" in batch:
+        return torch.tensor(0)
     if not isinstance(labels, Tensor):
         return torch.tensor(rows)
     inner, head = (model.model, model.head) if isinstance(model, FullModel) else (model, None)

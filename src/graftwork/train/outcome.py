@@ -26,6 +26,7 @@ class TrainResult:
     history: points of the training curve, {"step", "epoch"} with "loss", "learning_rate" and the numbers of
     `train/monitor.py`, or with "dev" scores. learning: what that says of them all, {"state"} with numbers.
     drop_curve: of a run with `training.drop`, the dev scores with the adapters of the lowest 0, 1, … layers dropped.
+    parallel: how several processes shared it, {"kind", "processes"}; empty for one.
     parameters: of what trained, the adapter, fusion and head in the package, and the base. seconds: of training, in
     this process alone where a run was resumed (from step `resumed_from`).
     """
@@ -51,6 +52,7 @@ class TrainResult:
     machine: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     learning: Mapping[str, Any] = field(default_factory=dict)
+    parallel: Mapping[str, Any] = field(default_factory=dict)
     drop_curve: Sequence[Mapping[str, float]] = field(default_factory=list)
 
     @property

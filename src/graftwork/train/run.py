@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ from graftwork.model import AdapterModel
 from graftwork.packing import Provenance
 from graftwork.recipe import Recipe, dump
 from graftwork.registry.durable import sibling
-from graftwork.registry.package import write
+from graftwork.registry.package import Package, write
 from graftwork.registry.store import Registry
 from graftwork.schema.conflicts import SPLITS
 from graftwork.schema.sections import ModelSection
 from graftwork.tasks.task import Row
 from graftwork.train.callbacks import bars
-from graftwork.train.checkpoint import drop_after, newest_whole
+from graftwork.train.checkpoint import Checkpoint, drop_after, newest_whole
 from graftwork.train.curve import draw
+from graftwork.train.devices import devices_of
 from graftwork.train.fit import fit
 from graftwork.train.folder import RunFolder, named
 from graftwork.train.full import FullModel
@@ -64,15 +66,18 @@ def train(
 
     Raises UserErrors before anything is written, and GoalMissed when the training diverges.
     """
+    devices = devices_of(recipe)
     folder = RunFolder(recipe.output)
-    folder.check(resume=resume, overwrite=overwrite)
+    devices.from_first(lambda: folder.check(resume=resume, overwrite=overwrite))
     how = How(resume, overwrite, command, checkpoint_seconds)
-    work = first_stage(recipe, registry) or prepare(recipe, registry)
-    with bars(sys.stderr.isatty() if progress is None else progress) as shown:
+    work = devices.agreed(lambda: first_stage(recipe, registry) or prepare(recipe, registry, devices))
+    with bars(devices.first and (sys.stderr.isatty() if progress is None else progress)) as shown:
         if isinstance(work, FirstStage):
             for member, job in work.jobs.items():
-                work.finished(member, carry_out(job, replace(how, resume=True, overwrite=False), shown))
-            work = work.second()
+                again = replace(how, resume=True, overwrite=False)
+                result = carry_out(replace(job, devices=devices), again, shown)
+                devices.one_then_all(partial(work.finished, member, result))
+            work = replace(devices.agreed(work.second), devices=devices)
         return carry_out(work, how, shown)
 
 
@@ -92,18 +97,25 @@ def carry_out(job: Job, how: How, shown: Progress, step: Step | None = None) -> 
     Raises Conflict where the folder is another run's, GoalMissed when the training diverges.
     """
     folder = RunFolder(job.recipe.output)
-    folder.claim(job.identity, dump(job.recipe), resume=how.resume, overwrite=how.overwrite)
-    if folder.finished:
-        return read_result(folder)
-    start = newest_whole(folder.checkpoints)
-    resumed_from = start.step if start else 0
-    with named(folder.checkpoints):
-        drop_after(folder.checkpoints, resumed_from)
+    start, finished = job.devices.from_first(lambda: _claimed(job, folder, how))
+    if finished:
+        return job.devices.agreed(lambda: read_result(folder))
     trained = sum(parameter.numel() for parameter in job.learner.parameters() if parameter.requires_grad)
     begun = time.perf_counter()
     state = fit(job, folder, start, shown=shown, checkpoint_seconds=how.checkpoint_seconds, step=step)
-    call = _Call(trained, round(time.perf_counter() - begun, 3), how.command, resumed_from)
+    call = _Call(trained, round(time.perf_counter() - begun, 3), how.command, start.step if start else 0)
     return _conclude(job, folder, state, call)
+
+
+def _claimed(job: Job, folder: RunFolder, how: How) -> tuple[Checkpoint | None, bool]:
+    """Make the folder this run's: where it goes on from, and whether it was brought to its end before."""
+    folder.claim(job.identity, dump(job.recipe), resume=how.resume, overwrite=how.overwrite)
+    if folder.finished:
+        return None, True
+    start = newest_whole(folder.checkpoints)
+    with named(folder.checkpoints):
+        drop_after(folder.checkpoints, start.step if start else 0)
+    return start, False
 
 
 @dataclass(frozen=True)
@@ -133,9 +145,8 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
         training=_training(job, state.global_step, best, curve),
     )
     package = model.package(name, provenance=provenance)
-    with named(folder.path):
-        write(package, folder.package, overwrite=True)
-        no_curve = draw(points, job.metric, f"{name} ({recipe.task.kind}, {recipe.training.method})", folder.curve)
+    title = f"{name} ({recipe.task.kind}, {recipe.training.method})"
+    no_curve = job.devices.from_first(lambda: _written(package, folder, points, job.metric, title))
     verdict = judge(points)
     result = TrainResult(
         name=name,
@@ -145,6 +156,7 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
         scores=scores,
         learning=verdict.written if verdict.numbers else {},
         drop_curve=curve,
+        parallel=job.devices.record,
         history=points,
         steps=state.global_step,
         epochs=state.epoch,
@@ -161,23 +173,34 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
         machine=machine(),
         versions=versions(),
     )
-    write_result(result)
+    job.devices.from_first(lambda: write_result(result))
     return result
+
+
+def _written(package: Package, folder: RunFolder, points: Sequence[Mapping[str, Any]], metric: str, title: str) -> str:
+    """Write the package and the curve; "", or why there is no curve."""
+    with named(folder.path):
+        write(package, folder.package, overwrite=True)
+        return draw(points, metric, title, folder.curve)
 
 
 def _tuned(job: Job, folder: RunFolder, learner: FullModel) -> AdapterModel:
     """The tuned base, written as a model folder and opened from there, with its head: what is scored is on disk."""
+    job.devices.from_first(lambda: _save(job, folder, learner))
+    tuned = open_model(ModelSection(name=str(folder.model.absolute()), dtype=job.recipe.model.dtype))
+    tuned.to(learner.model.device)
+    tuned.add_head(learner.head, learner.model.parts.head_configs[learner.head])
+    tuned.parts.head(learner.head).load_state_dict(learner.model.parts.head(learner.head).state_dict())
+    return tuned
+
+
+def _save(job: Job, folder: RunFolder, learner: FullModel) -> None:
     fresh = sibling(folder.model)
     with named(folder.model), without_bars():
         learner.model.base.save_pretrained(fresh)
         job.encoder.save(fresh)
         shutil.rmtree(folder.model, ignore_errors=True)
         fresh.rename(folder.model)
-    tuned = open_model(ModelSection(name=str(folder.model.absolute()), dtype=job.recipe.model.dtype))
-    tuned.to(learner.model.device)
-    tuned.add_head(learner.head, learner.model.parts.head_configs[learner.head])
-    tuned.parts.head(learner.head).load_state_dict(learner.model.parts.head(learner.head).state_dict())
-    return tuned
 
 
 def _best_epoch(job: Job, state: TrainerState) -> float:

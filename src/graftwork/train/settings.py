@@ -30,6 +30,7 @@ def arguments(recipe: Recipe, folder: Path, rows: int, metric: str) -> TrainingA
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         seed=training.seed,
+        activation_checkpointing=training.gradient_checkpointing,
         bf16=wants_bf16(training),
         use_cpu=not torch.accelerator.is_available(),
         logging_steps=training.logging_steps,
@@ -43,7 +44,6 @@ def arguments(recipe: Recipe, folder: Path, rows: int, metric: str) -> TrainingA
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
         label_names=["labels"],
-        batch_eval_metrics=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,  # progress is shown by our own callback
         report_to="none",

@@ -29,16 +29,19 @@ from graftwork.errors import AdapterError, PackageError
 from graftwork.model import AdapterModel
 from graftwork.train.batches import EncodedRows, ImageRows
 from graftwork.train.checkpoint import seal
+from graftwork.train.devices import ALONE, Devices
 from graftwork.train.drop import Drop
 from graftwork.train.full import FullModel
 from graftwork.train.mean import items, share
 from graftwork.train.monitor import Monitor
 from graftwork.train.sampler import LengthGroupedSampler, ShuffledSampler
+from graftwork.train.scores import DevScores, as_metrics
 from graftwork.train.stream import TextBlocks
 
 # (a batch, the layers without adapters, its share of its optimiser step) -> share · loss, gradients being where they
 # belong
 Step = Callable[[dict[str, Tensor], Sequence[int], Tensor], Tensor]
+_BESIDE = ("entering", "spare")  # what batches bring that is not for the model
 _OURS = ("random", "group_by_length")  # train_sampling_strategy that our own sampler answers
 
 
@@ -48,6 +51,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     Set before `train`: step: does forward and backward of a batch in the place of transformers' own. base_dropout:
     whether dropout of the frozen base, and of frozen members, is active. drop: the layers that a step runs without
     adapters. monitor: sees the gradients of every step. shortcut: of the layers that batches with states leave out.
+    devices: whose batches are shared. dev: scores the dev rows in the place of transformers' loop.
     """
 
     step: Step | None = None
@@ -55,6 +59,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     drop: Drop | None = None
     monitor: Monitor | None = None
     shortcut: Shortcut | None = None
+    devices: Devices = ALONE
+    dev: DevScores | None = None
     loss_is_scaled_for_ga = True  # by its share of the step
 
     def _validate_args(self) -> None:
@@ -80,6 +86,30 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             return sampler
         return None  # a DataLoader without a sampler takes the rows as they come
 
+    def get_train_dataloader(self) -> Any:
+        """As transformers has it; where there are other processes, a batch is that of all of them."""
+        sampler = self._get_train_sampler() if self.devices.several else None
+        if sampler is None:
+            return super().get_train_dataloader()
+        return self.devices.loader(self.train_dataset, sampler, self._train_batch_size, self.data_collator)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As transformers has it, or by `dev`."""
+        if self.dev is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[no-any-return]
+        self.model.eval()
+        with torch.no_grad():
+            metrics = as_metrics(self.dev(self.model, self._answered))
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _answered(self, batch: Any) -> tuple[Tensor, Tensor]:
+        loss, outputs = self.compute_loss(self.model, self._prepare_inputs(batch), return_outputs=True)
+        return loss, outputs["logits"]
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The batches of one optimiser step, and how many items they hold, on average over processes."""
         batches, counted = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -96,14 +126,20 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         else:
             inputs = self._prepare_inputs(inputs)
             loss = self.step(inputs, self._dropped, share(self.model, inputs, num_items_in_batch))
-        if self.monitor is not None and self.accelerator.sync_gradients:
-            self.monitor.see()
+        if self.accelerator.sync_gradients:
+            self.devices.average([one for one in self.model.parameters() if one.requires_grad])
+            if self.monitor is not None:
+                self.monitor.see()
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As transformers', with what the monitor saw since the last point of the training curve."""
         seen = self.monitor.read() if self.monitor is not None and "loss" in logs else {}
         super().log({**logs, **seen}, start_time)
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """What trains is equal in all processes from here on: `training_step` averages its gradients."""
+        self.devices.make_equal(one for one in self.model.parameters() if one.requires_grad)
 
     @property
     def _dropped(self) -> Sequence[int]:
@@ -116,9 +152,9 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         """As transformers has it; scored are the logits alone, of the text's own tokens without prompts'."""
         if self.model.training and not self.base_dropout:
             rest(self.model)
-        entering, inputs = inputs.get("entering"), {key: inputs[key] for key in inputs if key != "entering"}
         shares = num_items_in_batch is not None and self.compute_loss_func is None
         weight = share(self.model, inputs, num_items_in_batch) if shares else None
+        entering, inputs = inputs.get("entering"), {key: inputs[key] for key in inputs if key not in _BESIDE}
         if self.model.training and self.drop is not None:
             inputs["skip_layers"] = self._dropped
         with nullcontext() if entering is None or self.shortcut is None else self.shortcut.entered(entering):
@@ -137,6 +173,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        self.devices.wait()  # for the random states of the others, which are in it too
         if self.args.should_save:
             seal(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
 
