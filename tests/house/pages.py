@@ -43,6 +43,17 @@ def links(page: str) -> list[str]:
     return [target.split("#")[0] for target in found if not re.match(r"https?:|mailto:|#", target)]
 
 
+def anchors(page: str) -> list[tuple[str, str]]:
+    """The places in pages that a page links to: the page, "" for itself, and the anchor."""
+    return re.findall(r"\]\((?!https?:)([^)\s#]*)#([^)\s]+)\)", FENCE.sub("", page))
+
+
+def headings(page: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    found = re.findall(r"^#+ (.*)$", FENCE.sub("", page), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in found}
+
+
 def title(path: Path) -> str:
     """A short name for a page in a test's id."""
     return str(path.relative_to(ROOT))

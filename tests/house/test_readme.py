@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from graftwork import recipe
-from tests.house.pages import PAGES, blocks, commands, links, title
+from tests.house.pages import PAGES, anchors, blocks, commands, headings, links, title
 from tests.house.source import SRC
 from tests.shared import ROOT
 
@@ -61,6 +61,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
+def test_links_lead_to_headings(page: Path) -> None:
+    for target, anchor in anchors(page.read_text("utf8")):
+        assert anchor in headings((page.parent / target if target else page).read_text("utf8")), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
 def test_files_that_pages_name_exist(page: Path) -> None:
     named = re.findall(r"`((?:src/graftwork/|tests/|docs/)?[a-z_]+(?:/[a-z_]+)*\.py)`", page.read_text("utf8"))
     assert [name for name in named if not (ROOT / name).exists() and not (SRC / "graftwork" / name).exists()] == []
@@ -90,6 +96,8 @@ def test_these_laws_can_fail() -> None:
     page = "x\n```python\nraise KeyError\n```\n```bash\ngraftwork train a.yaml \\\n  --jsn  # why\nls\n```\n[a](no.md)"
     assert [(block.text, block.line) for block in blocks(page, "python")] == [("raise KeyError\n", 3)]
     assert links(page) == ["no.md"]
+    assert anchors("[a](b.md#c-d) [e](#f) [g](https://h#i)") == [("b.md", "c-d"), ("", "f")]
+    assert headings("# A `b`, c\n```bash\n# no\n```\n### D-e: f") == {"a-b-c", "d-e-f"}
     reference = sections("# c\n## `graftwork train`\n--json\n### `graftwork registry push`\n--name\n")
     assert unknown(commands(page)[0][0], reference) == ["graftwork train --jsn"]
     assert unknown("graftwork train a.yaml --json | jq .x", reference) == []
