@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from measure import alternate
 from torch import Tensor
+
+from graftwork.timing import alternate
 
 SEED = 3
 Inputs = dict[str, Tensor]

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import CLOCKS, alternate, milliseconds, quotients
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertConfig, BertModel
 
 from graftwork.model import AdapterModel
+from graftwork.timing import CLOCKS, alternate, milliseconds, quotients
 
 WIDTH, LAYERS, TOKENS, MANY = 64, 12, 8, 8
 

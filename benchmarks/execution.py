@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from execution_page import explained, other_function, write_all
-from measure import CLOCKS, milliseconds, quotients
 from page import command, conditions, write
 from setups import DEFAULT, DISPATCH, Shape, floors, goal, parse, shaped
 from sides import Refused, Remote, Sides, present
+
+from graftwork.timing import CLOCKS, milliseconds, quotients
 
 Row = dict[str, Any]
 PEERS = ("adapters", "peft")

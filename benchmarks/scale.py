@@ -18,10 +18,11 @@ from statistics import median
 from typing import Any
 
 from execution import PEERS, Effort, Room
-from measure import CLOCKS, milliseconds, quotients
 from page import Curve, command, draw, page, table, write
 from setups import METHODS, Shape
 from sides import ROOT, Remote, present
+
+from graftwork.timing import CLOCKS, milliseconds, quotients
 
 Found = dict[str, Any]
 RESULTS = ROOT / "benchmarks" / "results" / "scale.md"

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import CLOCKS, alternate, milliseconds, quotients
 from page import Curve, command, draw, page, table, write
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
@@ -29,6 +28,7 @@ from transformers import BertConfig, BertModel
 from graftwork.compose.forward import headless
 from graftwork.compose.tree import Fuse, Parallel
 from graftwork.model import AdapterModel
+from graftwork.timing import CLOCKS, alternate, milliseconds, quotients
 
 Found = dict[str, Any]
 RESULTS = Path(__file__).resolve().parent / "results" / "shared_trunk.md"

@@ -11,7 +11,7 @@ stdin and answers on stdout, one JSON object a line:
     compile    seconds until the two have run compiled, and milliseconds of each, compiled and not
     explain    by a profile, how often the two call each operator and how long that takes
 
-Whoever asks lets one side work at a time. Knows torch, transformers and its neighbours; no graftwork.
+Whoever asks lets one side work at a time. Knows torch, transformers, its neighbours and graftwork's clock.
 """
 
 import json
@@ -26,13 +26,14 @@ from typing import Any, Protocol
 
 import torch
 from crowd import Crowd, Crowded
-from measure import alternate
 from safetensors.torch import save_file
 from setups import Setup, parse
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertModel
 from transformers.utils import logging as transformers_logging
+
+from graftwork.timing import alternate
 
 SEED = 1
 SHORT = 200  # milliseconds

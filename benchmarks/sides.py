@@ -38,6 +38,7 @@ class Remote:
         self._log = folder / f"{name}.log"
         self._results = folder
         quiet = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+        quiet |= {"PYTHONPATH": str(ROOT / "src")}  # for the clock: peers' environments have no graftwork
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [PYTHONS[name], Path(__file__).with_name(f"side_{name}.py")],
@@ -45,7 +46,12 @@ class Remote:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, **quiet, "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")},
+                env={
+                    **os.environ,
+                    **quiet,
+                    "PYTHONPATH": str(ROOT / "src"),
+                    "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
+                },
             )
 
     def ask(self, do: str, **fields: Any) -> dict[str, Any]:

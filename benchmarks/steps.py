@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from measure import CLOCKS, alternate, milliseconds, quotients
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.utils import logging
+
+from graftwork.timing import CLOCKS, alternate, milliseconds, quotients
 
 SEQ, LORA = "seq_bn[reduction_factor=16]", "lora[r=8,alpha=8]"
 ADAPTERS = {"seq_bn": SEQ, "double_seq_bn": "double_seq_bn[reduction_factor=16]", "lora": LORA}

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import CLOCKS, alternate, milliseconds, quotients
 from page import command, page, table, write
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from graftwork.compose.inputs import for_heads, shape_of
 from graftwork.errors import GraftworkError
 from graftwork.model import AdapterModel, AutoAdapterModel
 from graftwork.recipe import Recipe
+from graftwork.timing import CLOCKS, alternate, milliseconds, quotients
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import train
 from graftwork.train.together import train_together

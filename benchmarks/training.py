@@ -23,11 +23,11 @@ from statistics import median
 from typing import Any, ClassVar
 
 import torch
-from measure import CLOCKS
 from page import command, conditions, page, table, write
 from sides import PYTHONS, present
 
 from graftwork import recipe as recipes
+from graftwork.timing import CLOCKS
 from graftwork.train import fit as fitting
 from graftwork.train.callbacks import LogAtEpochEnd
 from graftwork.train.run import train
@@ -47,6 +47,7 @@ def steps(library: str, setups: list[str], asked: argparse.Namespace, rounds: in
     """Rows of a library, measured in its environment. Raises RuntimeError with the end of what it said."""
     shape = ["--shape", asked.shape, "--layers", str(asked.layers), "--width", str(asked.width)]
     quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    quiet |= {"PYTHONPATH": str(ROOT / "src")}  # its clock, in environments that lack graftwork
     ended = subprocess.run(
         [PYTHONS[library], Path(__file__).with_name("steps.py"), library, "--setups", ",".join(setups),
          *shape, "--rounds", str(rounds), "--clock", asked.clock],

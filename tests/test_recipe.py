@@ -508,7 +508,7 @@ def test_changes_that_are_refused() -> None:
         "--set: adapter.reduction_factor.0: adapter.reduction_factor is 16, not a section; set adapter.reduction_factor itself",
         "--set: training.epoch: unknown key; did you mean epochs? (value: 3)",
         "--set: serving.multi_adapter: 3 is not allowed; write true or false",
-        "--set: x: unknown key; known here: name, output, model, adapter, training, serving, task, data (value: 1)",
+        "--set: x: unknown key; known here: name, output, model, adapter, training, serving, task, data, compare (value: 1)",
         f"--set: data.train: '{Path.cwd()}/train.jsonl': no such file; paths start at the recipe's folder",
     ]
 

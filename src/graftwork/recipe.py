@@ -9,13 +9,14 @@ the recipe's folder; `output` belongs to the folder one works in. Reading a reci
 models and no rows: whether a config string or a metric exists is asked further up."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from graftwork.errors import RecipeError
+from graftwork.schema.changes import put, wrong
 from graftwork.schema.conflicts import SPLITS, conflicts, missing_files
 from graftwork.schema.problems import sentences, shown
 from graftwork.schema.sections import (
@@ -27,8 +28,8 @@ from graftwork.schema.sections import (
     TaskSection,
     TrainingSection,
 )
-from graftwork.schema.values import MOST, RECIPES, Name, Text
-from graftwork.schema.yaml_text import Document, Problem, read, write
+from graftwork.schema.values import MOST, RECIPES, Changes, Name, Text
+from graftwork.schema.yaml_text import Document, Problem, dotted, read, write
 
 
 class Recipe(Section):
@@ -42,6 +43,7 @@ class Recipe(Section):
     serving: ServingSection = ServingSection()
     task: TaskSection
     data: DataSection
+    compare: Changes = Field(default_factory=dict)  # method of `graftwork compare` -> dotted keys that it changes
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
@@ -92,22 +94,7 @@ def override(recipe: Recipe, changes: Mapping[str, Any], *, source: str = "--set
     Defaults that follow from other values (`output` from `name`) follow the change. Raises RecipeError.
     """
     data = recipe.model_dump(mode="json", exclude_unset=True)
-    problems = []
-    for key, value in changes.items():
-        *sections, last = key.split(".")
-        place = data
-        for depth, section in enumerate(sections, 1):
-            if place.get(section) is None:
-                place[section] = {}
-            if not isinstance(place[section], dict):
-                held = ".".join(sections[:depth])
-                problems.append(
-                    Problem((), f"{key}: {held} is {shown(place[section])}, not a section; set {held} itself")
-                )
-                break
-            place = place[section]
-        else:
-            place[last] = value
+    problems = list(put(data, changes))
     return _checked(Document(data, problems=problems), {}, ".", source, check_files)
 
 
@@ -133,7 +120,7 @@ def _checked(
     problems = list(document.problems)
     if isinstance(document.data, dict):
         data = _placed({**defaults, **document.data}, folder)
-        found = [*conflicts(data), *(missing_files(data) if check_files else ())]
+        found = [*conflicts(data), *_compared(data.get("compare")), *(missing_files(data) if check_files else ())]
         try:
             recipe = Recipe.model_validate(data)
         except ValidationError as error:
@@ -148,6 +135,22 @@ def _checked(
         ordered = sorted(zip(lines, problems, strict=True), key=lambda pair: pair[0] or MOST)
         raise RecipeError([f"{source}{f':{line}' if line else ''}: {problem.message}" for line, problem in ordered])
     return recipe
+
+
+def _compared(given: Any) -> Iterator[Problem]:
+    """What is wrong with the keys and values that methods of a comparison change."""
+    for method, changes in given.items() if isinstance(given, dict) else ():
+        if not isinstance(changes, dict):
+            continue
+        for key in changes:
+            if not (key.startswith(("adapter.", "training.")) or key in ("model.dtype",)) or key == "training.seed":
+                yield Problem(
+                    ("compare", method, key),
+                    f"compare.{method}: {key} is not a method's to change; those of adapter and training are, "
+                    "training.seed excepted, and model.dtype",
+                )
+        for problem in wrong(changes, Recipe):
+            yield Problem(("compare", method, dotted(problem.path)), f"compare.{method}: {problem.message}")
 
 
 def _placed(data: dict[str, Any], folder: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     recipe.yaml ──train──► package ──push──► registry ──open_engine──► engine ──answer──► answers, in process
                                                           └────────────serve────────────► answers, over HTTP
+    compare: one recipe by several methods ──► a row each
                                       evaluate: compositions and labelled rows ──► scores, and how sure they are
     another tool's files ──import_files──► registry ──export_files──► another tool's files
 
@@ -14,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from graftwork.asking import evaluate as evaluate
+from graftwork.asking import evaluate_several as evaluate_several
+from graftwork.asking import predict as predict
+from graftwork.asking import rows_of
 from graftwork.build import open_model, open_reader, without_bars
 from graftwork.core.backbone import Backbone, load_model
-from graftwork.errors import AdapterError, DataError, UserError
-from graftwork.evaluate import Evaluation, Standing, standings
+from graftwork.errors import UserError
 from graftwork.importing import facts_of, packages, read
 from graftwork.recipe import Recipe, load, override
 from graftwork.registry.foreign.adapterhub_write import write_adapterhub
@@ -27,31 +31,18 @@ from graftwork.registry.foreign.named import base_name
 from graftwork.registry.foreign.peft_write import write_peft
 from graftwork.registry.package import read as read_package
 from graftwork.registry.store import Registry
-from graftwork.schema.sections import DataSection, ModelSection
+from graftwork.schema.sections import ModelSection
 from graftwork.serve.engine import Engine
 from graftwork.serve.limits import Limits
 from graftwork.serve.pruning import Pruned
 from graftwork.serve.pruning import prune as prune_fusion
 from graftwork.serve.server import serve as serve_engine
-from graftwork.tasks.bootstrap import RESAMPLES
-from graftwork.tasks.task import refuse
-from graftwork.train.data import read_split
+from graftwork.train.compare import compare as compare
 from graftwork.train.devices import speaks as speaks
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import train as run
 from graftwork.train.sweep import choices, expand
 from graftwork.train.together import train_together as run_together
-
-FIELDS = (
-    "text",
-    "text_pair",
-    "tokens",
-    "choices",
-    "target",
-    "image",
-    "image_base64",
-    "max_new_tokens",
-)  # what a row may be asked with; everything else in a file is not sent
 
 
 def read_recipe(path: Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -182,48 +173,14 @@ def export_files(
     return write_adapterhub(package, folder, facts_of(backbone))
 
 
-def evaluate(engine: Engine, adapters: str | None, file: str, *, head: str | None = None) -> Evaluation:
-    """Score a composition on a file of labelled rows. Raises DataError for rows that cannot be answered, UserErrors."""
-    return _evaluated(engine, [(adapters, head)], file)[0]
-
-
-def evaluate_several(
-    engine: Engine,
-    compositions: Sequence[str],
-    file: str,
-    *,
-    head: str | None = None,
-    against: str | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> list[Standing]:
-    """Score compositions on one file of labelled rows, each with how sure it is, and held against one of them.
-
-    head: of those that leave it open; of the only one, whatever it says itself. against: the one named, else the first.
-    Rows and all, they are asked together, so that what they share is computed once. Raises as `evaluate`.
-    """
-    heads = [head] if len(compositions) == 1 else [_open_head(engine, one, head) for one in compositions]
-    if head is not None and head not in heads:
-        raise UserError(f"head {head} is for a composition that leaves it open, and each of these has its own")
-    found = _evaluated(engine, list(zip(compositions, heads, strict=True)), file)
-    return standings(found, against=against, resamples=resamples, seed=seed)
-
-
 def prune(engine: Engine, fusion: str, file: str, keep: int = 2, name: str | None = None) -> tuple[str, Pruned]:
     """Prune a fusion by its attention over a file of rows, and store it; `name@version`, and what was done. UserErrors.
 
     name: left out, `<fusion>-<keep>`.
     """
     task = engine.task(fusion)
-    made = prune_fusion(engine, fusion, read_split(_file(file), "train", task.kind), keep, name)
+    made = prune_fusion(engine, fusion, rows_of(file, task.kind), keep, name)
     return engine.registry.push(made.package, made.package.manifest.name), made
-
-
-def predict(
-    engine: Engine, rows: Sequence[Mapping[str, Any]], adapters: str | None, head: str | None = None
-) -> list[dict[str, Any]]:
-    """One answer or error per row, in order; a row's own "adapters" and "head" go before the ones given here."""
-    return engine.answer([{**_asked(row, adapters, head), **_own(row)} for row in rows])
 
 
 def serve(
@@ -239,62 +196,3 @@ def serve(
     `announce` is told the address as soon as it is open.
     """
     serve_engine(engine_factory, host, port, limits, announce)
-
-
-def _open_head(engine: Engine, adapters: str, head: str | None) -> str | None:
-    """The head, where a composition does not say which answers."""
-    try:
-        engine.task(adapters)
-    except AdapterError:
-        return head
-    return None
-
-
-def _evaluated(engine: Engine, systems: Sequence[tuple[str | None, str | None]], file: str) -> list[Evaluation]:
-    """Compositions, each with a head or None, on one file of rows, which are asked together."""
-    tasks = [engine.task(*system) for system in systems]
-    kinds = {task.kind: str(adapters) for task, (adapters, _) in zip(tasks, systems, strict=True)}
-    if len(kinds) > 1:
-        said = ", ".join(f"{adapters} for {kind}" for kind, adapters in kinds.items())
-        raise UserError(f"one file is scored by one kind of task, and these are several: {said}; evaluate them apart")
-    rows = read_split(_file(file), "train", tasks[0].kind)
-    for task, (adapters, _) in dict(zip(tasks, systems, strict=True)).items():
-        found = [(number, task.problems(row, with_labels=True)) for number, row in enumerate(rows, start=1)]
-        whose = f"{file}, for {adapters}" if len(systems) > 1 else file
-        refuse([f"{whose}, row {number}: {problem}" for number, problems in found for problem in problems])
-    answers = engine.answer([_asked(row, *system) for system in systems for row in rows])
-    made = []
-    for place, (task, (adapters, _)) in enumerate(zip(tasks, systems, strict=True)):
-        own = answers[place * len(rows) : (place + 1) * len(rows)]
-        refuse([f"{file}, row {n}: {a['error']['message']}" for n, a in enumerate(own, start=1) if "error" in a])
-        scorer = task.scorer(own, rows)
-        asked, composition, head = str(adapters or "none"), str(own[0]["adapters"]), str(own[0]["head"])
-        details = task.details(own, rows)
-        made.append(Evaluation(asked, composition, head, task.main_score, scorer.once(), own, details, scorer))
-    return made
-
-
-def _file(file: str) -> DataSection:
-    if not Path(file).is_file():
-        raise UserError(f"{file}: no such file; give rows as .jsonl, .csv, .parquet or .txt")
-    return DataSection.model_validate({"train": str(Path(file).resolve())})
-
-
-def _asked(row: Mapping[str, Any], adapters: str | None, head: str | None) -> dict[str, Any]:
-    fields = {key: row[key] for key in FIELDS if row.get(key) is not None}
-    if isinstance(fields.get("image"), str):  # an engine opens no files
-        fields["image"] = _bytes(fields["image"])
-    return {**fields, "adapters": adapters, **({} if head is None else {"head": head})}
-
-
-def _bytes(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"image {path!r} cannot be read: {error.strerror}; paths start at the file of the rows"
-        ) from None
-
-
-def _own(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in ("adapters", "head") if key in row}

@@ -18,6 +18,7 @@ from graftwork.recipe import Recipe
 from graftwork.schema.conflicts import FIELDS
 from graftwork.schema.sections import ADAPTER_FLAGS
 from graftwork.tasks.kinds import TASKS
+from graftwork.train.methods import METHODS
 from tests.shared import ROOT
 
 
@@ -163,3 +164,8 @@ def test_the_kinds_of_head() -> None:
     assert [bare(row[0]) for row in rows] == list(KINDS)
     methods = {name for row in rows for name in re.findall(r"add_\w+_head", row[1])}
     assert methods == {name for name in vars(AdapterModel) if re.fullmatch(r"add_\w+_head", name)}
+
+
+def test_methods_compared_and_their_rates() -> None:
+    rows = {bare(row[0]): (float(row[2]), int(row[3])) for row in table("compare.md", "## Methods") if row[2]}
+    assert rows == {name: (method.learning_rate, method.epochs) for name, method in METHODS.items()}

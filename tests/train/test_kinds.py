@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from graftwork import workflow
+from graftwork import asking, workflow
 from graftwork.recipe import Recipe, loads, override
 from graftwork.registry.store import Registry
 from graftwork.train.outcome import TrainResult
@@ -120,7 +120,7 @@ def test_rows_of_many_kinds_are_answered_in_one_forward(tmp_path: Path) -> None:
         assert isinstance(result, TrainResult)
         workflow.push(result, registry, name)
         lines = (tmp_path / name / "test.jsonl").read_text().splitlines()[:2]
-        rows += [workflow._asked(json.loads(line), name, None) for line in lines]
+        rows += [asking.asked(json.loads(line), name, None) for line in lines]
     rows.append({"text": "the film", "adapters": "pairs"})  # one text alone, beside pairs
     random.Random(0).shuffle(rows)
     engine = workflow.open_engine(made.model.name, registry)
@@ -160,6 +160,6 @@ def test_a_task_is_trained_evaluated_and_served(name: str, tmp_path: Path) -> No
     assert found.main in found.scores
     assert found.scores == pytest.approx(result.scores["test"], abs=1e-3)
     rows = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()[:3]]
-    answers = workflow.predict(engine, [workflow._asked(row, "a", None) for row in rows], "a")
+    answers = workflow.predict(engine, [asking.asked(row, "a", None) for row in rows], "a")
     assert all("error" not in answer for answer in answers), answers
     json.dumps(answers)

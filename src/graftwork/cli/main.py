@@ -18,6 +18,7 @@ from graftwork.errors import GraftworkError, UserError
 # command -> file that holds it, and its line in `graftwork --help`
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("graftwork.cli.train", "Train an adapter from a recipe and write it as a package."),
+    "compare": ("graftwork.cli.compare", "Train one recipe by several methods, and show scores, sizes and costs."),
     "evaluate": ("graftwork.cli.evaluate", "Score packages and compositions on a file of rows, with intervals."),
     "prune": ("graftwork.cli.prune", "Keep the members that a fusion attends to most, layer by layer."),
     "predict": ("graftwork.cli.predict", "Answer rows from a file, an argument or standard input."),

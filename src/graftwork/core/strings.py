@@ -18,7 +18,7 @@ _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 def members(text: str) -> list[str]:
     """The strings between the bars of a union; one string where there is no bar."""
-    return _cut(text, "|")
+    return cut(text, "|")
 
 
 def name_of(text: str) -> str | None:
@@ -32,7 +32,7 @@ def flags_of(text: str) -> dict[str, Any]:
     match = _ONE.fullmatch(text)
     inner = (match.group(2) or "") if match else ""
     flags: dict[str, Any] = {}
-    for part in _cut(inner, ",") if inner.strip() else ():
+    for part in cut(inner, ",") if inner.strip() else ():
         key, equals, value = part.partition("=")
         if not equals or not key.strip() or key.strip() in flags:
             raise AdapterError(f"cannot read {part.strip()!r} in {text!r}: write each flag once, as key=value")
@@ -40,7 +40,7 @@ def flags_of(text: str) -> dict[str, Any]:
     return flags
 
 
-def _cut(text: str, mark: str) -> list[str]:
+def cut(text: str, mark: str) -> list[str]:
     """Cut at a mark; one inside brackets belongs to the value: leave_out=[0,1], reduction_factor={'0': 8, '1': 4}."""
     parts, depth = [""], 0
     for character in text:

@@ -7,7 +7,7 @@ yes, no, on and off count where a flag is expected, and a whole number counts as
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, Strict
 
 
 @dataclass(frozen=True)
@@ -117,4 +117,8 @@ RowField = Literal[
 Columns = Annotated[
     dict[RowField, Text],
     Allowed(f"a mapping from {', '.join(get_args(RowField)[:-1])} or {get_args(RowField)[-1]} to a column"),
+]
+Changes = Annotated[
+    dict[Text, dict[Text, JsonValue]],
+    Allowed("a mapping from method to the keys that it changes: {lora: {training.learning_rate: 5e-4}}"),
 ]

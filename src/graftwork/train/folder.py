@@ -11,7 +11,7 @@ A folder that holds something else is never written into. Errors of the disk bec
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,6 @@ def named(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def encoded(contents: Mapping[str, Any]) -> bytes:
+def encoded(contents: Mapping[str, Any] | Sequence[Any]) -> bytes:
     """JSON as it lies in a run's folder: sorted, indented, no NaN."""
     return (json.dumps(contents, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -65,7 +65,7 @@ class Job:
     @property
     def identity(self) -> dict[str, Any]:
         """What a run stands on; two runs with the same identity are the same run."""
-        written = self.recipe.model_dump(mode="json", exclude={"output", "serving"})
+        written = self.recipe.model_dump(mode="json", exclude={"output", "serving", "compare"})
         return {
             **dict(_flat(written, "recipe")),
             "data": self.data.digest,

@@ -28,7 +28,7 @@ class TrainResult:
     drop_curve: of a run with `training.drop`, the dev scores with the adapters of the lowest 0, 1, … layers dropped.
     parallel: how several processes shared it, {"kind", "processes"}; empty for one.
     parameters: of what trained, the adapter, fusion and head in the package, and the base. seconds: of training, in
-    this process alone where a run was resumed (from step `resumed_from`).
+    this process alone where a run was resumed (from step `resumed_from`). memory: the most bytes that its process held.
     """
 
     name: str
@@ -54,11 +54,14 @@ class TrainResult:
     learning: Mapping[str, Any] = field(default_factory=dict)
     parallel: Mapping[str, Any] = field(default_factory=dict)
     drop_curve: Sequence[Mapping[str, float]] = field(default_factory=list)
+    memory: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
-        """Bytes of the package's files."""
-        return sum(file.stat().st_size for file in RunFolder(self.folder).package.iterdir())
+        """Bytes of the package's files, and of the tuned base where there is one."""
+        folder = RunFolder(self.folder)
+        files = [file for place in (folder.package, folder.model) if place.is_dir() for file in place.iterdir()]
+        return sum(file.stat().st_size for file in files)
 
 
 def write_result(result: TrainResult) -> None:

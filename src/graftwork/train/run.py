@@ -39,6 +39,7 @@ from graftwork.train.fit import fit
 from graftwork.train.folder import RunFolder, named
 from graftwork.train.full import FullModel
 from graftwork.train.job import Job, prepare
+from graftwork.train.memory import peak
 from graftwork.train.monitor import judge
 from graftwork.train.outcome import TrainResult, history, machine, read_result, versions, write_result
 from graftwork.train.settings import steps_per_epoch
@@ -70,15 +71,8 @@ def train(
     folder = RunFolder(recipe.output)
     devices.from_first(lambda: folder.check(resume=resume, overwrite=overwrite))
     how = How(resume, overwrite, command, checkpoint_seconds)
-    work = devices.agreed(lambda: first_stage(recipe, registry) or prepare(recipe, registry, devices))
     with bars(devices.first and (sys.stderr.isatty() if progress is None else progress)) as shown:
-        if isinstance(work, FirstStage):
-            for member, job in work.jobs.items():
-                again = replace(how, resume=True, overwrite=False)
-                result = carry_out(replace(job, devices=devices), again, shown)
-                devices.one_then_all(partial(work.finished, member, result))
-            work = replace(devices.agreed(work.second), devices=devices)
-        return carry_out(work, how, shown)
+        return carry_out(ready(recipe, registry, how, shown), how, shown)
 
 
 @dataclass(frozen=True)
@@ -89,6 +83,18 @@ class How:
     overwrite: bool = False
     command: str = ""
     checkpoint_seconds: float = 300.0
+
+
+def ready(recipe: Recipe, registry: Registry | None, how: How, shown: Progress) -> Job:
+    """The prepared job of a recipe, its first stage done. Raises UserErrors before anything is written."""
+    devices = devices_of(recipe)
+    work = devices.agreed(lambda: first_stage(recipe, registry) or prepare(recipe, registry, devices))
+    if isinstance(work, FirstStage):
+        for member, job in work.jobs.items():
+            result = carry_out(replace(job, devices=devices), replace(how, resume=True, overwrite=False), shown)
+            devices.one_then_all(partial(work.finished, member, result))
+        work = replace(devices.agreed(work.second), devices=devices)
+    return work
 
 
 def carry_out(job: Job, how: How, shown: Progress, step: Step | None = None) -> TrainResult:
@@ -171,6 +177,7 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
         notes=(*job.notes, *filter(None, (no_curve, verdict.said))),
         resumed_from=call.resumed_from,
         machine=machine(),
+        memory=peak(),
         versions=versions(),
     )
     job.devices.from_first(lambda: write_result(result))

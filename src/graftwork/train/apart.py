@@ -1,0 +1,134 @@
+"""Training runs each in a process of its own, so that its memory is its own and one that dies dies alone.
+
+    with Apart() as apart:
+        answer = apart.run(recipe, registry, How(resume=True), priced=True)    {"result": …, "price": …}, {"error": …}
+
+`Apart` keeps one process that has read the libraries and nothing else, and forks a child of it for every run: that
+takes no time, and every child begins with the same memory. Jobs and answers are lines of JSON on its standard input
+and output; what a child prints goes to standard error. Runs are those of `run.train`, resumed where they stopped.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from graftwork.errors import GraftworkError
+from graftwork.recipe import Recipe, dump, loads
+from graftwork.registry.store import Registry
+from graftwork.train.callbacks import bars
+from graftwork.train.folder import RunFolder
+from graftwork.train.price import price
+from graftwork.train.report import written
+from graftwork.train.run import How, carry_out, ready
+
+NVML = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # looking for a GPU must not open it: children could not use it then
+
+
+class Apart:
+    """The process that forks; a context manager. Raises nothing of what becomes of a run: that is in its answer."""
+
+    def __enter__(self) -> Self:
+        package = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "graftwork.train.apart"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **NVML, "PYTHONPATH": path},
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._process.terminate()
+        self._process.communicate()  # closes its input, which ends it, and its output
+
+    def run(self, recipe: Recipe, registry: Registry | None, how: How, *, priced: bool) -> dict[str, Any]:
+        """Train a recipe: {"result": as in result.json, "size": bytes, "price": as in price.py, or null}, or {"error"}.
+
+        priced: whether to measure what answering costs, too.
+        """
+        job = {
+            "recipe": dump(recipe),
+            "registry": None if registry is None else str(registry.root.absolute()),
+            "how": asdict(how),
+            "priced": priced,
+            "threads": torch.get_num_threads(),
+        }
+        asked, answers = self._process.stdin, self._process.stdout
+        assert asked is not None
+        assert answers is not None
+        try:
+            print(json.dumps(job), file=asked, flush=True)
+            line = answers.readline()
+        except BrokenPipeError:
+            line = ""
+        answer: dict[str, Any] = json.loads(line) if line else {"error": "the process that starts runs has ended"}
+        return answer
+
+
+def serve() -> None:
+    """Answer every job on standard input by a child, until it is closed."""
+    if find_spec("matplotlib") is not None:
+        import matplotlib.figure  # noqa: F401  # every child draws its curve
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    for line in sys.stdin:
+        print(json.dumps(_forked(json.loads(line))), file=answers, flush=True)
+
+
+def _forked(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What a child of this process makes of a job, or how it died."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        code = 1
+        try:
+            with os.fdopen(theirs, "w") as answer:
+                json.dump(_answer(job), answer)
+            code = 0
+        finally:
+            os._exit(code)  # nothing of the process that forked is to be tidied up twice
+    os.close(theirs)
+    with os.fdopen(ours) as answer:
+        text = answer.read()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return {"error": f"the run was killed by signal {os.WTERMSIG(status)}, as a machine out of memory does"}
+    found: dict[str, Any] = json.loads(text) if text else {"error": f"the run ended with code {status >> 8}"}
+    return found
+
+
+def _answer(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What became of one run, in this process."""
+    torch.set_num_threads(asked["threads"])
+    try:
+        recipe = loads(asked["recipe"], check_files=False)
+        registry = None if asked["registry"] is None else Registry(asked["registry"])
+        how = How(**asked["how"])
+        RunFolder(recipe.output).check(resume=how.resume, overwrite=how.overwrite)
+        with bars(sys.stderr.isatty()) as shown:
+            job = ready(recipe, registry, how, shown)
+            result = carry_out(job, how, shown)
+        return {"result": written(result), "size": result.size, "price": price(job) if asked["priced"] else None}
+    except GraftworkError as error:
+        return {"error": str(error)}
+    except Exception as error:  # a library's: told in a row, as the others go on
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,185 @@
+"""A comparison: runs in processes of their own, a row for each method, failures among them, and what is read back."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from graftwork.cli.main import run
+from graftwork.errors import Conflict, DataError, RecipeError
+from graftwork.recipe import Recipe, dump, load, override
+from graftwork.train.compare import compare, interval
+from graftwork.train.comparison import MISSING, Row, cells, draw, page, scored
+from graftwork.train.memory import peak
+from graftwork.train.run import train
+from tests.train import small
+
+WILD = {"adapter.variant": "seq_bn", "training.learning_rate": 1e30, "training.max_grad_norm": 0.0}
+METHODS = ("recipe", "head_only", "full", "wild", "llm_series[linears=['ffn.nowhere']]")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe that was compared from the command line: compare.json and runs in `out`, rows in rows.json."""
+    folder = tmp_path_factory.mktemp("compared")
+    made = small.recipe(folder, {"compare": {"wild": WILD}, "training.epochs": 1}, train=16, dev=6)
+    (folder / "mood.yaml").write_text(dump(made))
+    words = ["compare", folder / "mood.yaml", "--methods", ",".join(METHODS), "--out", folder / "out"]
+    words += ["--json", folder / "rows.json", "--set", "training.epochs=1", "--set", "full:training.max_steps=1"]
+    (folder / "code").write_text(str(run([str(word) for word in words])))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path) -> dict[str, Row]:
+    return {row["method"]: Row(**row) for row in json.loads((folder / "rows.json").read_text())}
+
+
+def test_every_method_is_a_row_and_failures_have_a_reason(folder: Path, rows: dict[str, Row]) -> None:
+    assert tuple(rows) == METHODS
+    assert (folder / "code").read_text() == "1"
+    assert "training diverged" in str(rows["wild"].error)
+    assert "ffn.nowhere" in str(rows[METHODS[-1]].error)
+    assert [name for name, row in rows.items() if row.score is None] == ["wild", METHODS[-1]]
+
+
+def test_a_row_says_what_its_run_says(folder: Path, rows: dict[str, Row]) -> None:
+    for name in ("recipe", "head_only", "full"):
+        row = rows[name]
+        (place,) = row.folders
+        found = json.loads(Path(place, "result.json").read_text())
+        assert (row.split, row.metric, row.score) == ("test", "accuracy", found["scores"]["test"]["accuracy"])
+        assert row.parameters == found["parameters"]["trained"]
+        assert row.memory == found["memory"]["resident"] > 50e6
+        assert row.price is not None
+        assert 0 < row.price["low"] <= row.price["middle"] <= row.price["high"]
+        assert row.epochs == 1, "what the command line sets for all comes after a method's own"
+    base, head = found["parameters"]["base"], rows["head_only"].parameters
+    assert rows["full"].parameters == base + (head or 0)
+    assert rows["recipe"].parameters == 3 * (2 * 32 * 8 + 8 + 32) + (head or 0), "2dm + m + d in three layers"
+    assert (rows["full"].size or 0) > 4 * base > (rows["recipe"].size or 0)
+
+
+def test_a_run_is_that_of_train(folder: Path, rows: dict[str, Row]) -> None:
+    (place,) = rows["recipe"].folders
+    again = train(override(load(Path(place, "recipe.yaml")), {"output": str(folder / "alone")}))
+    there = json.loads(Path(place, "result.json").read_text())
+    assert again.package.digest == json.loads(Path(place, "package", "graft.json").read_text())["digest"]
+    assert again.scores == there["scores"]
+
+
+def test_a_comparison_is_gone_on_with(folder: Path, rows: dict[str, Row]) -> None:
+    said: list[str] = []
+    made = override(load(folder / "mood.yaml"), {"training.epochs": 1})
+    (row,) = compare(made, ["recipe"], folder=folder / "out", seeds=[0, 1], told=said.append)
+    assert [line.partition(":")[0] for line in said] == ["mood-recipe-seed-0", "mood-recipe-seed-1"]
+    old = rows["recipe"]
+    assert row.seeds.keys() == {"0", "1"}
+    assert row.seeds["0"] == old.score, "read back"
+    assert (row.price, row.parameters) == (old.price, old.parameters)
+    assert row.score == pytest.approx(mean(row.seeds.values()))
+    assert (folder / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    told = (folder / "out" / "compare.md").read_text()
+    assert "score: accuracy of test, 2 seeds" in told
+    assert "| recipe |" in told
+
+
+def test_what_is_wrong_with_all_runs_is_said_before_any(tmp_path: Path) -> None:
+    made = small.recipe(tmp_path)
+    with pytest.raises(Conflict, match=r"holds files that are no comparison's \(base"):
+        compare(made, ["lora"], folder=tmp_path)
+    with pytest.raises(Conflict, match="is the folder of two methods"):
+        compare(made, ["lora[r=4]", "lora[r=[4]]"], folder=tmp_path / "out")
+    (tmp_path / "train.jsonl").write_text('{"text": "good"}\n')
+    with pytest.raises(DataError, match="label: missing"):
+        compare(made, ["lora"], folder=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def refused(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert run([str(word) for word in words]) == 2
+    return capsys.readouterr().err
+
+
+def test_the_command_refuses_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mood.yaml").write_text(dump(small.recipe(tmp_path)))
+    words: list[object] = ["compare", tmp_path / "mood.yaml", "--methods"]
+    assert "did you mean lora?" in refused([*words, "lroa"], capsys)
+    assert "'a' is no seed" in refused([*words, "lora", "--seeds", "0,a"], capsys)
+    assert "no such folder; make it first" in refused([*words, "lora", "--json", tmp_path / "no" / "x"], capsys)
+    assert "--set full: training.epochs: not a setting" in refused(
+        [*words, "full", "--set", "full:training.epochs"], capsys
+    )
+    assert "compare.full: is not among" in refused([*words, "lora", "--set", "full:training.epochs=1"], capsys)
+
+
+def test_the_interval_is_students() -> None:
+    assert interval([0.5]) == (None, None)
+    assert interval([0.8, 0.8, 0.8]) == (pytest.approx(0.8), pytest.approx(0.8))
+    low, high = interval([0.70, 0.80, 0.90])  # s = 0.1, t(0.975, 2) = 4.3027, from a printed table
+    assert low == pytest.approx(0.8 - 4.3027 * 0.1 / 3**0.5, abs=1e-5)
+    assert high == pytest.approx(0.8 + 4.3027 * 0.1 / 3**0.5, abs=1e-5)
+
+
+def test_a_row_reads_well() -> None:
+    row = Row("a|b", 0.5, split="dev", metric="f1", dev=0.5, parameters=1500, share=0.015, size=2_000_000, seconds=61.0,
+              memory=5 * 10**8, device=10**9, seeds={"0": 0.5})  # fmt: skip
+    found = cells(row)
+    assert (found["trained"], found["of base"], found["file"], found["memory"]) == (
+        "1,500",
+        "1.50%",
+        "2.00 MB",
+        "1000 MB",
+    )
+    assert found["interval"] == found["inference"] == ""
+    assert cells(Row("x", None, error="no")) == {"method": "x", "note": "no"}
+    assert "| a\\|b | 0.5000 |" in page("p", [row, Row("x", None, error="two\nlines")], "graftwork compare p")
+    assert scored([Row("x", None)]) == "no method has a score"
+
+
+def test_a_picture_needs_scores_and_matplotlib(tmp_path: Path) -> None:
+    assert draw("p", [Row("x", None)], tmp_path / "a.png") == "no picture: no method has a score"
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\nfrom pathlib import Path\n"
+        "import importlib.util as u; u.find_spec = lambda name: None\n"
+        "from graftwork.train.comparison import Row, draw\n"
+        "print(draw('p', [Row('x', 0.5, parameters=3)], Path('a.png')))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == MISSING
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_peak_is_no_less_than_what_is_held() -> None:
+    status = dict(line.partition(":")[::2] for line in Path("/proc/self/status").read_text().splitlines())
+    assert peak()["resident"] >= 1024 * int(status["VmRSS"].split()[0]) > 0
+    assert peak()["device"] >= 0
+
+
+def test_changes_are_checked_when_a_recipe_is_read(tmp_path: Path) -> None:
+    made = small.recipe(tmp_path)
+    for changes, said in (
+        ({"training.seed": 1}, "training.seed is not a method's to change"),
+        ({"data.train": "x"}, "data.train is not a method's to change"),
+        ({"training.learning_rate": "fast"}, "compare.lora: training.learning_rate: 'fast' is not allowed"),
+        ({"training.lerning_rate": 1}, "did you mean learning_rate?"),
+        (
+            {"adapter.variant": "lora", "adapter.variant.x": 1},
+            "adapter.variant.x: adapter.variant is 'lora', not a section",
+        ),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            override(made, {"compare": {"lora": changes}})
+        assert said in str(caught.value), str(caught.value)
+
+
+def test_a_recipe_with_methods_is_the_same_run(tmp_path: Path) -> None:
+    made: Recipe = small.recipe(tmp_path)
+    one = train(made)
+    again = train(override(made, {"compare": {"lora": {"training.epochs": 1}}}), resume=True)
+    assert again.package.digest == one.package.digest
