@@ -192,8 +192,7 @@ def grid(task: str, better: float) -> list[dict[str, Any]]:
 
 def test_e1_goes_on_with_the_rate_that_is_best_on_dev_whatever_test_says(tmp_path: Path) -> None:
     told = asked(tmp_path)
-    tasks = len(e1.TASKS)
-    everything = tasks * sum(map(len, e1.RATES.values()))
+    everything = len(e1.TUNED) * sum(map(len, e1.RATES.values()))
     assert len(e1.plan([], told)) == everything
     found = grid("trec", 0.05)
     assert len(e1.plan(found[:-1], told)) == everything + 2 * (len(e1.RATES) - 1)  # head lacks a rate
@@ -205,6 +204,19 @@ def test_e1_goes_on_with_the_rate_that_is_best_on_dev_whatever_test_says(tmp_pat
         LookupError, match=r"no learning rate of lora on nowhere: run .*e1_parity\.py --only task=nowhere"
     ):
         e1.rate_of("nowhere", "lora", told)
+
+
+def test_e1_takes_the_rate_that_is_best_on_both_to_a_task_without_a_grid(tmp_path: Path) -> None:
+    found, told = grid("trec", 0.0) + grid("sst2", 0.0), asked(tmp_path)
+    for each in found:  # the last rate of a method: a little worse on trec, and far better on sst2
+        if each["key"]["rate"] == e1.RATES[each["key"]["method"]][-1]:
+            each["dev"] = 0.89 if each["key"]["task"] == "trec" else 0.95
+    assert e1.chosen(grid("trec", 0.0), "mrpc", "full", told) is None
+    assert e1.chosen(found, "trec", "full", told) == e1.RATES["full"][1]
+    more = [key for key in e1.plan(found, told) if key["task"] == "mrpc"]
+    assert [(key["method"], key["rate"], key["seed"]) for key in more] == [
+        (method, rates[-1], seed) for seed in told.seeds for method, rates in e1.RATES.items()
+    ]
 
 
 def test_e1_says_whether_the_bar_is_met(tmp_path: Path) -> None:
