@@ -179,25 +179,29 @@ def test_only_seeds_that_both_have_are_held_against_each_other() -> None:
 # -- the studies --
 
 
-def grid(task: str, better: float) -> list[dict[str, Any]]:
-    """Rows of E1's grid with the first seed: on dev the second rate is the best of every method."""
+def grid(task: str, better: float, longer: float = 0.8) -> list[dict[str, Any]]:
+    """Rows of what E1 tries with the first seed: on dev the second rate is the best of every method."""
     found = []
     for number, (method, rates) in enumerate(e1.RATES.items()):
         for place, rate in enumerate(rates):
             test = 0.7 + (better if method in e1.BOTTLENECKS else 0.0) - 0.2 * (place == 1)
             dev = 0.9 if place == 1 else 0.8
-            found.append(row(e1.cell(task, method, rate, 0), drawn(test, 7 * number + place), dev))
-    return found
+            found.append(row(e1.cell(task, method, e1.Choice(rate), 0), drawn(test, 7 * number + place), dev))
+    tried = [
+        row(e1.cell(task, method, e1.Choice(e1.RATES[method][1], True), 0), [True], longer) for method in e1.LONGER
+    ]
+    return [*tried, *found]
 
 
-def test_e1_goes_on_with_the_rate_that_is_best_on_dev_whatever_test_says(tmp_path: Path) -> None:
+def test_e1_goes_on_with_what_is_best_on_dev_whatever_test_says(tmp_path: Path) -> None:
     told = asked(tmp_path)
     everything = len(e1.TUNED) * sum(map(len, e1.RATES.values()))
     assert len(e1.plan([], told)) == everything
     found = grid("trec", 0.05)
-    assert len(e1.plan(found[:-1], told)) == everything + 2 * (len(e1.RATES) - 1)  # head lacks a rate
+    assert len(e1.plan(found[:-1], told)) == everything + len(e1.LONGER) + 2 * len(e1.LONGER)  # head lacks a rate
     more = [key for key in e1.plan(found, told) if key["seed"]]
     assert {key["rate"] for key in more if key["method"] == "full"} == {e1.RATES["full"][1]}
+    assert not any("epochs" in key for key in more)
     assert len(more) == 2 * len(e1.RATES)
     assert e1.rate_of("trec", "lora", asked(tmp_path, quick=True)) == e1.RATES["lora"][0]
     with pytest.raises(
@@ -206,16 +210,38 @@ def test_e1_goes_on_with_the_rate_that_is_best_on_dev_whatever_test_says(tmp_pat
         e1.rate_of("nowhere", "lora", told)
 
 
-def test_e1_takes_the_rate_that_is_best_on_both_to_a_task_without_a_grid(tmp_path: Path) -> None:
-    found, told = grid("trec", 0.0) + grid("sst2", 0.0), asked(tmp_path)
+def test_e1_trains_longer_where_dev_says_so(tmp_path: Path) -> None:
+    found, told = grid("trec", 0.05, longer=0.91), asked(tmp_path)
+    for method in e1.RATES:
+        wanted = e1.Choice(e1.RATES[method][1], method in e1.LONGER)
+        assert e1.chosen(found, "trec", method, told) == wanted
+        assert list(e1.runs(found, "trec", method, told)) == [0]
+    more = [key for key in e1.plan(found, told) if key["seed"]]
+    assert {key.get("epochs") for key in more} == {*e1.LONGER.values(), None}
+    missing = [one for one in found if one["key"].get("epochs") != e1.LONGER["full"]]
+    assert e1.chosen(missing, "trec", "full", told) is None
+    assert e1.cell("trec", "full", e1.Choice(e1.RATES["full"][1], True), 0) in e1.plan(missing, told)
+
+
+def test_e1_takes_what_is_best_on_both_to_a_task_where_nothing_is_tried(tmp_path: Path) -> None:
+    found, told = grid("trec", 0.0, longer=0.95) + grid("sst2", 0.0, longer=0.86), asked(tmp_path)
     for each in found:  # the last rate of a method: a little worse on trec, and far better on sst2
-        if each["key"]["rate"] == e1.RATES[each["key"]["method"]][-1]:
-            each["dev"] = 0.89 if each["key"]["task"] == "trec" else 0.95
+        usual = "epochs" not in each["key"]
+        if usual and each["key"]["task"] == "trec" and each["key"]["rate"] == e1.RATES[each["key"]["method"]][-1]:
+            each["dev"] = 0.89
+        if usual and each["key"]["task"] == "sst2" and each["key"]["rate"] == e1.RATES[each["key"]["method"]][2]:
+            each["dev"] = 0.88
     assert e1.chosen(grid("trec", 0.0), "mrpc", "full", told) is None
-    assert e1.chosen(found, "trec", "full", told) == e1.RATES["full"][1]
+    assert e1.chosen(found, "mrpc", "full", told) == e1.Choice(e1.RATES["full"][1], True)  # +0.05 and -0.04
+    for each in found:
+        if "epochs" not in each["key"] and each["key"]["rate"] == e1.RATES[each["key"]["method"]][-1]:
+            each["dev"] = 0.89 if each["key"]["task"] == "trec" else 0.95
+    assert e1.chosen(found, "trec", "full", told) == e1.Choice(e1.RATES["full"][1], True)
+    assert e1.best_rate(found, "mrpc", "full", told) == e1.RATES["full"][-1]
+    assert e1.chosen(found, "mrpc", "full", told) is None  # on sst2 another rate is to be tried for longer
     more = [key for key in e1.plan(found, told) if key["task"] == "mrpc"]
     assert [(key["method"], key["rate"], key["seed"]) for key in more] == [
-        (method, rates[-1], seed) for seed in told.seeds for method, rates in e1.RATES.items()
+        ("head", e1.RATES["head"][-1], seed) for seed in told.seeds
     ]
 
 
@@ -226,7 +252,7 @@ def test_e1_says_whether_the_bar_is_met(tmp_path: Path) -> None:
     assert "the bar is met on these; still to run: sst2, mrpc, ud_pos" in good
     assert "the bar is not met" in bad
     page = e1.told(grid("trec", 0.2), told)
-    assert page.count("| trec | full |") == 1 + len(e1.RATES["full"])
+    assert page.count("| trec | full |") == 2 + len(e1.RATES["full"])
     assert "a machine" in page
 
 
