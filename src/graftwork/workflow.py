@@ -35,6 +35,7 @@ from graftwork.schema.sections import ModelSection
 from graftwork.serve.engine import Engine
 from graftwork.serve.limits import Limits
 from graftwork.serve.pruning import Pruned
+from graftwork.serve.pruning import attention as fusion_attention
 from graftwork.serve.pruning import prune as prune_fusion
 from graftwork.serve.server import serve as serve_engine
 from graftwork.train.compare import compare as compare
@@ -181,6 +182,12 @@ def prune(engine: Engine, fusion: str, file: str, keep: int = 2, name: str | Non
     task = engine.task(fusion)
     made = prune_fusion(engine, fusion, rows_of(file, task.kind), keep, name)
     return engine.registry.push(made.package, made.package.manifest.name), made
+
+
+def attention(engine: Engine, fusion: str, file: str) -> dict[str, Any]:
+    """What a fusion attends to over a file of labelled rows, as `FusionAttention.told`. Raises UserErrors."""
+    task = engine.task(fusion)
+    return fusion_attention(engine, fusion, rows_of(file, task.kind)).told(task.labels)
 
 
 def serve(

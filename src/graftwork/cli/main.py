@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("graftwork.cli.train", "Train an adapter from a recipe and write it as a package."),
     "compare": ("graftwork.cli.compare", "Train one recipe by several methods, and show scores, sizes and costs."),
     "evaluate": ("graftwork.cli.evaluate", "Score packages and compositions on a file of rows, with intervals."),
+    "attention": ("graftwork.cli.attention", "Say what a fusion attends to, by layer, member and label."),
     "prune": ("graftwork.cli.prune", "Keep the members that a fusion attends to most, layer by layer."),
     "predict": ("graftwork.cli.predict", "Answer rows from a file, an argument or standard input."),
     "serve": ("graftwork.cli.serve", "Serve every package of the registry over HTTP."),

@@ -8,8 +8,9 @@ are not computed there. A pruned fusion has the weights of the whole one, so it 
 adding the whole one.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -36,8 +37,9 @@ from graftwork.errors import AdapterError
 class FusionAttention:
     """How much each member of a fusion was attended to: at every site the mean over its real tokens, which sums to 1.
 
-    sites: site name -> one share a member, in the order of `members`. labels: the same over the rows of each label.
-    tokens: how many the first site saw.
+    sites: site name -> one share a member, in the order of `members`. labels: the same over the rows, or the tokens, of
+    each label. tokens: how many the first site saw. entropy: site name -> the mean over tokens of -Σᵢ αᵢ log αᵢ by
+    log K, 1 where every token attends to all K members alike; shares can be equal though each token has its own.
     """
 
     fusion: str
@@ -45,6 +47,20 @@ class FusionAttention:
     sites: Mapping[str, tuple[float, ...]]
     labels: Mapping[int, Mapping[str, tuple[float, ...]]]
     tokens: int
+    entropy: Mapping[str, float] = field(default_factory=dict)
+
+    def told(self, labels: Sequence[str]) -> dict[str, Any]:
+        """As plain data, labels by their names: {"members", "tokens", "sites", "entropy", "labels": label -> sites}."""
+        return {
+            "members": list(self.members),
+            "tokens": self.tokens,
+            "sites": {site: list(shares) for site, shares in self.sites.items()},
+            "entropy": dict(self.entropy),
+            "labels": {
+                labels[label]: {site: list(shares) for site, shares in sites.items()}
+                for label, sites in self.labels.items()
+            },
+        }
 
     def most(self, keep: int) -> dict[str, tuple[int, ...]]:
         """The places of the `keep` most attended members at every site, in order; of equal ones the first.
@@ -65,9 +81,9 @@ def fusion_attention(
 ) -> FusionAttention:
     """How much a fusion attends to each of its members, over batches of inputs as `forward` takes them, (B, T).
 
-    adapters: the composition that it is in; left out, the fusion alone. Labels in a batch are (B,) class numbers, and
-    get their own means. Nothing is kept of a batch but sums. Raises AdapterError for a name that is no fusion or is not
-    in the composition, while the model trains, and without any real token.
+    adapters: the composition that it is in; left out, the fusion alone. Labels in a batch are class numbers, (B,) or
+    (B, T), negative ones left out, and get their own means. Nothing is kept of a batch but sums. Raises AdapterError
+    for a name that is no fusion or is not in the composition, while the model trains, and without any real token.
     """
     tree = _composition(parts, name, adapters)
     heard = _Heard(parts, backbone.runtime, name)
@@ -85,11 +101,12 @@ def fusion_attention(
     first = next(iter(sums.values()))
 
     def means(label: int | None) -> dict[str, tuple[float, ...]]:
-        return {site: tuple((own[label][1] / own[label][0]).tolist()) for site, own in sums.items()}
+        return {site: tuple((own[label][2:] / own[label][0]).tolist()) for site, own in sums.items()}
 
     labels = {label: means(label) for label in sorted(label for label in first if label is not None)}
     members = tuple(map(show, parts.fusion_records[name].tree.children))
-    return FusionAttention(name, members, means(None), labels, int(first[None][0]))
+    entropy = {site: float(own[None][1] / own[None][0]) for site, own in sums.items()}
+    return FusionAttention(name, members, means(None), labels, int(first[None][0]), entropy)
 
 
 def prune_fusion(
@@ -168,13 +185,13 @@ def _copy(parts: Parts, table: str, old: str, new: str) -> None:
 
 
 class _Heard:
-    """The modules of a model with one of its fusions listened to. labels: of the rows of the batch that runs, (B,)."""
+    """The modules of a model with one of its fusions listened to. labels: of the batch that runs, (B,) or (B, T)."""
 
     def __init__(self, parts: Parts, runtime: Runtime, name: str) -> None:
         self.parts, self.runtime, self.name = parts, runtime, name
         self.labels: Tensor | None = None
-        # site -> label, None for every row -> how many tokens, and the sum of what each member got, (K,) float64
-        self.sums: dict[int, dict[int | None, tuple[float, Tensor]]] = {}
+        # site -> label, None for all -> sums over tokens, float64: 1, the entropy, what each of K members got, (2 + K,)
+        self.sums: dict[int, dict[int | None, Tensor]] = {}
 
     def adapter(self, name: str, site: int) -> Adapter | None:
         """As `Parts.adapter`."""
@@ -199,20 +216,19 @@ class _Heard:
 
     def hear(self, site: int, weights: Tensor) -> None:
         """Add what was attended to, (B, T, K), at the real tokens."""
-        mask = self.runtime.mask
+        mask, own = self.runtime.mask, self.sums.setdefault(site, {})
         real = torch.ones_like(weights[..., 0]) if mask is None else mask.to(weights).expand(weights.shape[:2])
-        got = torch.einsum("bt,btk->bk", real.double(), weights.double())  # (B, K)
-        tokens = real.double().sum(dim=1)  # (B,)
-        self._add(site, None, tokens, got)
+        weights = weights.double()
+        entropy = torch.special.entr(weights).sum(-1, keepdim=True) / math.log(max(weights.shape[-1], 2))
+        heard = torch.cat([torch.ones_like(entropy), entropy, weights], dim=-1)  # (B, T, 2 + K)
+        asked = {None: real.double()}
         if self.labels is not None:
-            for label in set(self.labels.tolist()):
-                rows = (self.labels == label).to(got.device)
-                self._add(site, label, tokens[rows], got[rows])
-
-    def _add(self, site: int, label: int | None, tokens: Tensor, got: Tensor) -> None:
-        own = self.sums.setdefault(site, {})
-        count, total = own.get(label, (0.0, torch.zeros(got.shape[1], dtype=torch.float64)))
-        own[label] = count + float(tokens.sum()), total + got.sum(dim=0).cpu()
+            labels = self.labels.to(real.device)
+            labels = labels if labels.dim() == 2 else labels[:, None]
+            asked |= {label: real.double() * (labels == label) for label in torch.unique(labels).tolist() if label >= 0}
+        for label, counted in asked.items():
+            sums = torch.einsum("bt,btk->k", counted, heard).cpu()
+            own[label] = own[label] + sums if label in own else sums
 
 
 @dataclass(frozen=True)

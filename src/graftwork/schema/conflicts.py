@@ -102,7 +102,7 @@ def _composition(adapter: Mapping[str, Any], method: Any) -> Iterator[Problem]:
 
 def _fusing(adapter: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Problem]:
     """Choices about a fusion where there is none."""
-    for key in ("fusion_regularisation",):
+    for key in ("fusion_regularisation", "screen_members"):
         if training.get(key) in (False, "no", "off") and adapter.get("composition") != "fuse":
             yield _about("training", key, "false has no meaning without adapter.composition: fuse; remove it")
 

@@ -109,6 +109,7 @@ class TrainingSection(Section):
     drop: LayersDropped | None = None  # AdapterDrop: how many of the lowest layers a step runs without adapters
     prefix_cache: PrefixCache = "off"  # states behind the layers below everything that trains
     fusion_regularisation: Flag = True  # fuse: 0.01·‖V - I‖² of every layer inside the loss
+    screen_members: Flag = True  # fuse: each member's own score on the dev rows before the fusion trains
 
 
 class ServingSection(Section):

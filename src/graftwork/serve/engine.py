@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import torch
@@ -34,7 +34,7 @@ from graftwork.serve.outcomes import Outcome, failure
 from graftwork.serve.planner import PlannedRow, Planner, Unit
 from graftwork.serve.pool import Pool
 from graftwork.tasks.images import ImageEncoder
-from graftwork.tasks.task import Task
+from graftwork.tasks.task import Task, refuse
 
 
 @dataclass
@@ -107,9 +107,18 @@ class Engine:
         finally:
             self.pool.release(found)
 
-    def inputs(self, rows: Sequence[Mapping[str, Any]], task: Task) -> list[dict[str, torch.Tensor]]:
-        """What the model is given for the contents of rows of a task, in batches. Raises DataError, InputTooLong."""
+    def inputs(
+        self, rows: Sequence[Mapping[str, Any]], task: Task, *, labels: bool = False
+    ) -> list[dict[str, torch.Tensor]]:
+        """What the model is given for the contents of rows of a task, in batches. Raises DataError, InputTooLong.
+
+        labels: with what the head should answer, of rows that are one text each.
+        """
         encoded = [self._planner.encode(row, task) for row in rows]
+        if labels:
+            refuse([f"row {n}: {one}" for n, row in enumerate(rows, 1) for one in task.problems(row, with_labels=True)])
+            own = zip(rows, encoded, strict=True)
+            encoded = [(encoder, replace(one, labels=task.target(row, one))) for row, (encoder, one) in own]
         texts = [text for _, row in encoded for text in row.rows]
         size, device = self._max_rows, self.model.device
         made = [encoded[0][0].pad(texts[start : start + size]) for start in range(0, len(texts), size)]

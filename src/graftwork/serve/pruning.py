@@ -1,6 +1,6 @@
-"""A fusion of the registry pruned by its attention over a file of rows, as a package: see `compose/prune.py`.
+"""The attention of a fusion of the registry over rows, and the fusion pruned by it as a package: `compose/prune.py`.
 
-The rows are read as the fusion's task reads them; what they are labelled does not matter.
+The rows are read as the fusion's task reads them; for pruning, what they are labelled does not matter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,10 @@ from graftwork.compose.prune import FusionAttention
 from graftwork.errors import UserError
 from graftwork.packing import Provenance
 from graftwork.registry.package import Package
+from graftwork.serve.catalog import Found
 from graftwork.serve.engine import Engine
+from graftwork.tasks.kinds import numbers_classes
+from graftwork.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,16 @@ class Pruned:
     package: Package
     attention: FusionAttention
     kept: Mapping[str, tuple[int, ...]]
+
+
+def attention(engine: Engine, reference: str, rows: Sequence[Mapping[str, Any]]) -> FusionAttention:
+    """What a fusion attends to over labelled rows of its task, apart for each label where labels are classes.
+
+    Raises UserError for what is no fusion or without rows, DataError for rows that the task cannot read.
+    """
+    with engine.holding(reference) as found:
+        task = _task(found)
+        return engine.model.fusion_attention(found.name, engine.inputs(rows, task, labels=numbers_classes(task)))
 
 
 def prune(
@@ -34,9 +47,7 @@ def prune(
     cannot read, AdapterError for a number of members.
     """
     with engine.holding(reference) as found:
-        if found.fuse is None:
-            raise UserError(f"{found.name} is not a fusion, it is a {found.manifest.role} package")
-        task = package_task(found.manifest)
+        task = _task(found)
         model, whole = engine.model, found.manifest
         attention = model.fusion_attention(found.name, engine.inputs(rows, task))
         made = model.prune_fusion(attention, keep, name=name or f"{whole.name}-{keep}".replace(",", "-"))
@@ -61,3 +72,10 @@ def prune(
             if made in model.parts.head_configs:
                 model.delete_head(made)
     return Pruned(package, attention, kept)
+
+
+def _task(found: Found) -> Task:
+    """The task of a fusion. Raises UserError for what is none."""
+    if found.fuse is None:
+        raise UserError(f"{found.name} is not a fusion, it is a {found.manifest.role} package")
+    return package_task(found.manifest)

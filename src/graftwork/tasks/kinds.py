@@ -4,7 +4,7 @@ from graftwork.errors import DataError
 from graftwork.manifest import TaskSpec
 from graftwork.tasks.answering import Answering
 from graftwork.tasks.choice import Choice
-from graftwork.tasks.classify import Classification
+from graftwork.tasks.classify import Classification, OneLabel
 from graftwork.tasks.language import CausalLanguage, MaskedLanguage
 from graftwork.tasks.multilabel import Multilabel
 from graftwork.tasks.pair import Pair
@@ -43,3 +43,8 @@ def task_class(kind: str) -> type[Task]:
 def task_from_spec(spec: TaskSpec) -> Task:
     """The task that a package describes. Raises DataError for an unknown kind or labels that do not fit it."""
     return task_class(spec.kind)(labels=spec.labels, max_length=spec.max_length)
+
+
+def numbers_classes(task: Task) -> bool:
+    """Whether what the head should answer is class numbers, one a row or one a piece."""
+    return isinstance(task, OneLabel | Tagging)

@@ -3,7 +3,7 @@
     recipe.yaml    the recipe, complete            checkpoints/   to go on from
     run.json       what the run stands on          package/       what was trained
     result.json    how it went; written last       model/         the tuned base, for training.method full
-    curve.png      loss and dev score
+    curve.png      loss and dev score             attention.png  of a fusion: what it attends to
 
 A folder that holds something else is never written into. Errors of the disk become UserErrors that name the folder.
 """
@@ -20,7 +20,7 @@ from graftwork.errors import Conflict, UserError
 from graftwork.registry.durable import replace_file
 from graftwork.train.checkpoint import newest_whole
 
-OWN = ("result.json", "recipe.yaml", "curve.png", "checkpoints", "package", "model", "run.json")
+OWN = ("result.json", "recipe.yaml", "curve.png", "attention.png", "checkpoints", "package", "model", "run.json")
 
 
 class RunFolder:
@@ -32,6 +32,7 @@ class RunFolder:
         self.recipe = self.path / "recipe.yaml"
         self.result = self.path / "result.json"
         self.curve = self.path / "curve.png"
+        self.attention = self.path / "attention.png"
         self.checkpoints = self.path / "checkpoints"
         self.package = self.path / "package"
         self.model = self.path / "model"

@@ -27,6 +27,8 @@ class TrainResult:
     `train/monitor.py`, or with "dev" scores. learning: what that says of them all, {"state"} with numbers.
     drop_curve: of a run with `training.drop`, the dev scores with the adapters of the lowest 0, 1, … layers dropped.
     parallel: how several processes shared it, {"kind", "processes"}; empty for one.
+    screening: of a fusion, what each member was worth alone before it (`train/screening.py`). attention: and what it
+    then attends to on the dev rows (`train/attention.py`).
     parameters: of what trained, the adapter, fusion and head in the package, and the base. seconds: of training, in
     this process alone where a run was resumed (from step `resumed_from`). memory: the most bytes that its process held.
     """
@@ -55,6 +57,8 @@ class TrainResult:
     parallel: Mapping[str, Any] = field(default_factory=dict)
     drop_curve: Sequence[Mapping[str, float]] = field(default_factory=list)
     memory: Mapping[str, int] = field(default_factory=dict)
+    screening: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    attention: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from graftwork.train.attention import lines as attended
 from graftwork.train.folder import RunFolder
 from graftwork.train.outcome import TrainResult
 
@@ -50,6 +51,7 @@ def lines(result: TrainResult) -> list[str]:
     return [
         *scores,
         *([f"dev {main} by layers dropped: {dropped}"] if dropped else []),
+        *attended(result.attention),
         *(f"note: {note}" for note in result.notes),
         f"package: {folder.package}",
         f"all of it: {folder.path}",

@@ -38,6 +38,7 @@ from graftwork.train.devices import devices_of
 from graftwork.train.fit import fit
 from graftwork.train.folder import RunFolder, named
 from graftwork.train.full import FullModel
+from graftwork.train.fusion import Screening, after, before
 from graftwork.train.job import Job, prepare
 from graftwork.train.memory import peak
 from graftwork.train.monitor import judge
@@ -107,9 +108,10 @@ def carry_out(job: Job, how: How, shown: Progress, step: Step | None = None) -> 
     if finished:
         return job.devices.agreed(lambda: read_result(folder))
     trained = sum(parameter.numel() for parameter in job.learner.parameters() if parameter.requires_grad)
+    screened = before(job)
     begun = time.perf_counter()
     state = fit(job, folder, start, shown=shown, checkpoint_seconds=how.checkpoint_seconds, step=step)
-    call = _Call(trained, round(time.perf_counter() - begun, 3), how.command, start.step if start else 0)
+    call = _Call(trained, round(time.perf_counter() - begun, 3), how.command, start.step if start else 0, screened)
     return _conclude(job, folder, state, call)
 
 
@@ -132,6 +134,7 @@ class _Call:
     seconds: float
     command: str
     resumed_from: int
+    screened: Screening
 
 
 def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> TrainResult:
@@ -141,18 +144,11 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
     points, best = history(state.log_history), _best_epoch(job, state)
     scores = {split: _scores(job, model, rows) for split in ("dev", "test") if (rows := getattr(job.data, split))}
     curve = [scores["dev"], *(_scores(job, model, job.data.dev, range(n)) for n in job.drop.counts)] if job.drop else []
-    provenance = Provenance(
-        task=job.task.spec,
-        vocabulary=job.encoder.digest,
-        composition=show(job.setup.composition),
-        members=job.setup.members,
-        scores=scores,
-        data=_data(job),
-        training=_training(job, state.global_step, best, curve),
-    )
+    provenance = _provenance(job, scores, _training(job, state.global_step, best, curve))
     package = model.package(name, provenance=provenance)
     title = f"{name} ({recipe.task.kind}, {recipe.training.method})"
     no_curve = job.devices.from_first(lambda: _written(package, folder, points, job.metric, title))
+    fused = after(job, call.screened, scores["dev"], folder)
     verdict = judge(points)
     result = TrainResult(
         name=name,
@@ -163,6 +159,8 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
         learning=verdict.written if verdict.numbers else {},
         drop_curve=curve,
         parallel=job.devices.record,
+        screening=fused.screening,
+        attention=fused.attention,
         history=points,
         steps=state.global_step,
         epochs=state.epoch,
@@ -174,7 +172,7 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
         command=call.command,
         folder=folder.path,
         package=package,
-        notes=(*job.notes, *filter(None, (no_curve, verdict.said))),
+        notes=(*job.notes, *fused.notes, *filter(None, (no_curve, verdict.said))),
         resumed_from=call.resumed_from,
         machine=machine(),
         memory=peak(),
@@ -237,6 +235,18 @@ def _training(job: Job, steps: int, best: float, curve: Sequence[Mapping[str, fl
         written |= {"drop": [job.drop.low, job.drop.high]}
         written |= {f"dev_{main}_by_layers_dropped": {str(n): scores[main] for n, scores in enumerate(curve)}}
     return written | {"serving": recipe.serving.model_dump(mode="json")}
+
+
+def _provenance(job: Job, scores: Mapping[str, Mapping[str, float]], training: dict[str, Any]) -> Provenance:
+    return Provenance(
+        task=job.task.spec,
+        vocabulary=job.encoder.digest,
+        composition=show(job.setup.composition),
+        members=job.setup.members,
+        scores=scores,
+        data=_data(job),
+        training=training,
+    )
 
 
 def _data(job: Job) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Setup:
     name: str
     composition: Composition
     members: tuple[Member, ...] = ()
+    packages: tuple[Package, ...] = ()  # of a fusion, those of its members
 
 
 def set_up(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None = None) -> Setup:
@@ -82,9 +83,10 @@ def _stack(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry |
 def _fuse(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None) -> Setup:
     wanted = recipe.adapter.members or ()
     members = [install_member(model, "adapter.members", reference, registry) for reference in wanted]
+    packages = tuple(registry.get(member.name) for member in members if registry is not None)
     fuse = Fuse(*(member.name for member in members), name=recipe.name)
     model.add_adapter_fusion(fuse, replace(FUSIONS["dynamic"], regularization=recipe.training.fusion_regularisation))
-    return Setup(recipe.name, fuse, tuple(members))
+    return Setup(recipe.name, fuse, tuple(members), packages)
 
 
 _COMPOSITIONS: dict[str | None, Callable[[AdapterModel, Recipe, Task, Registry | None], Setup]] = {
