@@ -328,6 +328,7 @@ def test_text_that_is_no_recipe(text: str, says: str) -> None:
         ("adapter", "{composition: fuse, members: [a, b], dropout: 0.1}", "adapter.dropout: composition: fuse trains no new"),
         ("adapter", "{composition: fuse, members: [a, 'b c']}", "adapter.members.1: 'b c' is not allowed; write a name in the registry"),
         ("training", "{fusion_regularisation: false}", "training.fusion_regularisation: false has no meaning without adapter.composition: fuse"),
+        ("training", "{screen_members: off}", "training.screen_members: false has no meaning without adapter.composition: fuse"),
         ("training", "{fusion_regularisation: 0.01}", "training.fusion_regularisation: 0.01 is not allowed; write true or false"),
         ("task", "{}", "task.kind: missing; write classification, pair, regression, tagging, multilabel, multiple_choice, question_answering, dependency_parsing, masked_lm, causal_lm, seq2seq_lm, similarity or image_classification"),
         ("task", "{kind: tagger}", "task.kind: 'tagger' is not allowed; write classification, pair, regression, tagging, multilabel, multiple_choice, question_answering, dependency_parsing, masked_lm, causal_lm, seq2seq_lm, similarity or image_classification; did you mean tagging?"),

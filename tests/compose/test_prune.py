@@ -1,5 +1,6 @@
 """Pruned fusions: attention renormalised over the members that stay, measured by what was attended to."""
 
+import math
 from typing import Any
 
 import pytest
@@ -188,11 +189,28 @@ def test_the_mean_is_over_real_tokens_and_over_the_rows_of_each_label(setup: Any
             rows = labels == label
             mean = attended[rows][real[rows]].mean(0)
             torch.testing.assert_close(torch.tensor(sites[site]).double(), mean, rtol=0, atol=1e-6)
+        spread = -(attended * attended.log()).sum(-1)[real].mean() / math.log(3)
+        assert found.entropy[site] == pytest.approx(float(spread), abs=1e-6)
     again = model.fusion_attention("f", iter(parted), adapters=setup)
     for site, own in found.sites.items():
         torch.testing.assert_close(again.sites[site], own, rtol=0, atol=1e-7)
     assert again.tokens == 22
     assert model.fusion_attention("f", [GIVEN], adapters=setup).labels == {}
+
+
+def test_labels_of_tokens_have_means_of_their_own() -> None:
+    model = made()
+    expected, real = by_hand(model, FUSED), GIVEN["attention_mask"].bool()
+    labels = torch.randint(0, 2, real.shape, generator=torch.Generator().manual_seed(6))
+    labels[:, 0] = labels[~real] = -100
+    found = model.fusion_attention("f", [{**GIVEN, "labels": labels}])
+    assert list(found.labels) == [0, 1]
+    for label, sites in found.labels.items():
+        mean = expected[SITE][(labels == label) & real].mean(0)
+        torch.testing.assert_close(torch.tensor(sites[SITE]).double(), mean, rtol=0, atol=1e-6)
+    told = found.told(["x", "y"])
+    assert (told["members"], told["tokens"], list(told["labels"])) == (["a", "b", "c"], 22, ["x", "y"])
+    assert told["labels"]["y"][SITE] == list(found.labels[1][SITE])
 
 
 def test_the_most_attended_members_of_each_site_stay() -> None:

@@ -11,7 +11,7 @@ from graftwork.compose.tree import Fuse
 from graftwork.errors import AdapterError, DataError, NotFound, UserError
 from graftwork.packing import Provenance
 from graftwork.registry.package import read
-from graftwork.workflow import prune
+from graftwork.workflow import attention, prune
 from tests.adapted import shaken
 from tests.serve.world import CLASSES, World, close, text
 
@@ -71,6 +71,41 @@ def test_the_command_prints_and_stores_it(fused: World, tmp_path: Path, capsys: 
     out = capsys.readouterr().out
     assert "mix-2@1: mean attention over 23 tokens" in out
     assert "one@1" in out
+
+
+def test_the_command_tells_what_is_attended_to_by_layer_and_label(
+    fused: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fused.model().base.save_pretrained(tmp_path / "base")
+    fused.tokenizer.save_pretrained(tmp_path / "base")
+    file, picture = tmp_path / "rows.jsonl", tmp_path / "attention.png"
+    rows = [{"text": text(words), "label": label} for words, label in ((3, CLASSES.labels[1]), (9, CLASSES.labels[0]))]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["attention", "mix@1", str(file), "--model", str(tmp_path / "base"), "--registry", str(fused.registry.root)]
+    capsys.readouterr()
+    assert run([*words, "--json", "--picture", str(picture)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (said["members"], said["tokens"]) == (["one@1", "two@1", "three@1"], 3 + 9 + 2 * 2)
+    engine = fused.engine(max_batch_rows=1)
+    for row in rows:
+        file.write_text(json.dumps(row) + "\n")
+        alone = attention(engine, "mix", str(file))
+        assert list(alone["labels"]) == [row["label"]]
+        for site, shares in alone["sites"].items():
+            assert said["labels"][row["label"]][site] == pytest.approx(shares, abs=1e-6)
+            assert sum(shares) == pytest.approx(1)
+    assert run(words) == 0
+    out = capsys.readouterr().out
+    assert "mean over layers, by label" in out
+    assert f"mean over {9 + 2} tokens of {file}" in out
+    assert run([*words[:2], str(tmp_path / "rows.jsonl"), *words[3:], "--picture", str(tmp_path / "no" / "x.png")]) == 2
+    assert "the picture cannot be written: No such file" in capsys.readouterr().err
+    with pytest.raises(UserError, match="one@1 is not a fusion"):
+        attention(engine, "one", str(file))
+    file.write_text('{"text": "x", "label": "else"}\n')
+    with pytest.raises(DataError, match='row 1: "label" is "else"'):
+        attention(engine, "mix", str(file))
 
 
 def test_what_cannot_be_pruned_is_refused(fused: World, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from rich.progress import Progress
+from transformers import TrainerCallback
 
 from graftwork import recipe as recipes
 from graftwork.build import open_model
@@ -18,13 +19,18 @@ from graftwork.model import AdapterModel
 from graftwork.packing import Provenance
 from graftwork.recipe import Recipe
 from graftwork.registry.store import Registry
+from graftwork.train.batches import as_it_is
 from graftwork.train.folder import RunFolder
 from graftwork.train.job import prepare
+from graftwork.train.outcome import read_result
+from graftwork.train.report import lines
 from graftwork.train.run import How, carry_out, train
+from graftwork.train.settings import arguments
 from graftwork.train.stages import kept
 from graftwork.train.together import train_together
+from graftwork.train.trainer import AdapterTrainer
 from tests import tiny
-from tests.adapted import same, snapshot
+from tests.adapted import same, shaken, snapshot
 from tests.train import small
 
 MEMBER = """
@@ -58,6 +64,7 @@ def registry(tmp_path: Path) -> Registry:
 
 def fusion(folder: Path, members: list[str], changes: dict[str, Any] | None = None) -> Recipe:
     told = {"name": "mix", "output": str(folder / "run-mix"), "training.learning_rate": 1e-3, "training.epochs": 1}
+    told |= {"training.screen_members": any("/b.yaml" in member for member in members)}  # once is enough
     return small.recipe(folder, {"adapter": {"composition": "fuse", "members": members}, **told, **(changes or {})})
 
 
@@ -72,6 +79,14 @@ def test_members_train_first_and_are_what_training_them_alone_makes(tmp_path: Pa
     assert [path.name for path in sorted((tmp_path / "run-b").iterdir())][-1] == "run.json"
     assert any(re.fullmatch(rf"member b@1 was trained first: dev accuracy [01]\.\d+, from {b}, all of it in .*run-b", n)
                for n in result.notes)  # fmt: skip
+    assert [row["member"] for row in result.screening] == ["none", "a@1", "old@1", "b@1"]
+    assert any(note.startswith("screening, dev accuracy of each member before the fusion") for note in result.notes)
+    assert result.attention["members"] == ["a@1", "old@1", "b@1"]
+    assert list(result.attention["labels"]) == ["bad", "good"]
+    assert RunFolder(result.folder).attention.read_bytes().startswith(b"\x89PNG")
+    back = read_result(RunFolder(result.folder))
+    assert (back.screening, back.attention) == (result.screening, result.attention)
+    assert "  label bad, mean over layers: a@1 0." in "\n".join(lines(back))
     exact = recipes.load(result.folder / "recipe.yaml")
     assert exact.adapter.members == ("a@1", "old", "b@1")
 
@@ -229,3 +244,55 @@ def test_the_regulariser_is_left_out_when_asked(tmp_path: Path, registry: Regist
         written = job.model.package("mix").manifest.fusion
         assert written is not None
         assert written.config["regularization"] is wanted
+
+
+class Seen(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    """Keeps the gradients of the first step."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.gradients = {name: p.grad.clone() for name, p in more["model"].named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_step_of_unequal_batches_has_the_regulariser_once(tmp_path: Path, registry: Registry, wanted: bool) -> None:
+    registry.push(registry.get("old"), "too")
+    told = {"training.batch_size": 32, "training.gradient_accumulation": 2, "training.max_grad_norm": 0}
+    told |= {"training.fusion_regularisation": wanted}
+    job = prepare(fusion(tmp_path, ["old", "too"], told), registry)
+    shaken(job.model.parts.fusions, seed=4)  # so that V is far from the identity
+    for module in job.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    named = job.model.parts.fusions.named_parameters(prefix="parts.fusions")
+    values = {name: one.detach().double() for name, one in named if name.endswith("value.weight")}
+    seen = Seen()
+    trainer = AdapterTrainer(
+        model=job.model,
+        args=arguments(job.recipe, tmp_path / "checkpoints", 40, "loss"),
+        data_collator=as_it_is,
+        train_dataset=job.sets["train"],
+        eval_dataset=job.sets["dev"],
+        callbacks=[seen],
+    )
+    before = {name: one.detach().clone() for name, one in job.model.named_parameters()}
+    trainer.train()
+    assert trainer.state.global_step == 1  # of 32 rows and 8
+    with torch.no_grad():
+        for name, one in job.model.named_parameters():
+            one.copy_(before[name])
+    job.model.double().eval()
+    job.model.zero_grad()
+    batch = job.sets["train"].__getitems__(range(40))
+    labels = batch.pop("labels")
+    logits = job.model(**batch, adapters=job.setup.composition).logits
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    assert len(values) == 3
+    eye = torch.eye(tiny.WIDTH, dtype=torch.float64)
+    for name, one in job.model.named_parameters():
+        if one.grad is not None:
+            hand = one.grad + (2 * 0.01 * (values[name] - eye) if name in values and wanted else 0.0)
+            torch.testing.assert_close(seen.gradients[name].double(), hand, rtol=1e-3, atol=1e-5)
+    assert seen.gradients.keys() == {name for name, one in job.model.named_parameters() if one.grad is not None}

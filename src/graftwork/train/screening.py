@@ -46,7 +46,8 @@ def screen(job: Job) -> list[dict[str, Any]]:
         model.to(torch.accelerator.current_accelerator())
     training = job.model.training
     try:
-        found = [*_screened(job, model)]
+        with torch.random.fork_rng():  # what is made here draws nothing from the run's numbers
+            found = [*_screened(job, model)]
     finally:
         job.model.train(training)
     return found if any(row["probe"] is not None or row["own_head"] is not None for row in found) else []
@@ -63,7 +64,7 @@ def notes(screening: Sequence[Mapping[str, Any]], main: str) -> Iterator[str]:
             yield (
                 f"member {row['member']} hurts: with a new linear head it scores {row['probe']:.4f}, below the base "
                 f"alone, {screening[0]['probe']:.4f} (by {row['difference']:.4f}, 95 % interval {row['low']:.4f} to "
-                f"{row['high']:.4f}); try the fusion without it"
+                f"{row['high']:.4f}{', so it may be chance' if row['high'] >= 0 else ''}); try the fusion without it"
             )
 
 
