@@ -31,6 +31,7 @@ telling = script("telling", "science")
 e1, e2, e7, e8, e9 = (
     script(name, "science") for name in ("e1_parity", "e2_counts", "e7_robust", "e8_layers", "e9_small")
 )
+e4, e5 = (script(name, "science") for name in ("e4_fusion", "e5_pruning"))
 tell = script("tell", "science")
 SCRIPTS = sorted(file.name for file in (FOLDER / "science").glob("e*_*.py"))
 CONDITIONS = {"commit": "abc", "versions": {"torch": "2"}, "machine": "a machine", "cpu": 1.0}
@@ -315,6 +316,63 @@ def test_every_method_of_the_room_is_a_recipe_within_four_percent(tmp_path: Path
         if made.training.method == "adapter":
             counted = of_method(backbone, write_config(adapter_config(made.adapter)))
             assert counted["parameters"] + heads <= e1.SHARE * base, method
+
+
+# -- fusion --
+
+
+def fusion_rows(shares: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Rows of E4 for every target, size and seed, with so many items right; `trec` is the best source on dev."""
+    found = []
+    for number, (system, count, seed) in enumerate(
+        (s, c, seed) for s in e4.SYSTEMS for c in e4.LABELS for seed in (0, 1)
+    ):
+        for target in e4.TARGETS:
+            key = {"target": target, "labels": count, "system": system, "seed": seed}
+            made = row(key, drawn(shares.get(system, 0.5), number), 0.9 if system == "trec" else 0.6)
+            sites = {"layer.0/ffn": [0.2, 0.8], "layer.1/ffn": [0.6, 0.4]}
+            entropy = {"layer.0/ffn": 0.5, "layer.1/ffn": 0.7}
+            members = ["x-own@1", "source-sst2@1"]
+            found.append({**made, "attention": {"members": members, "sites": sites, "entropy": entropy}})
+    return found
+
+
+def test_e4_holds_a_fusion_against_what_it_must_beat(tmp_path: Path) -> None:
+    told = asked(tmp_path)
+    plan = e4.plan([], told)
+    assert len(plan) == len({book.name(key) for key in plan}) == 3 * 2 * 4 * len(e4.SYSTEMS)
+    found = fusion_rows({e4.FUSED: 0.8, "own": 0.5, e4.CONTROL: 0.7, "trec": 0.95})
+    best = e4.best_source(found)
+    assert {one["key"]["system"] for one in best} == {e4.BEST}
+    assert len(best) == 4 * 2 * 2
+    assert all(one["dev"] == 0.9 for one in best)
+    gain = e4.against(found, e4.FUSED, "own")
+    assert gain.low < gain.value < gain.high
+    assert gain.value == pytest.approx(30, abs=3)
+    said = e4.result(found, told)
+    assert "the bar is met" in said
+    assert "with a new head, without a gate: -1" in said
+    assert "is not met" in e4.result(fusion_rows({e4.FUSED: 0.4}), told)
+    assert e4.result(book.matching(found, target="irony"), told) == ""
+    page = e4.told(found, told)
+    assert page.count("| own 0.40, sst2 0.60 | own 0.60, sst2 0.40 | 0.60 |") == 4 * 2 * 2
+
+
+def test_e5_says_what_pruning_loses_and_saves(tmp_path: Path) -> None:
+    told, found = asked(tmp_path), []
+    assert e5.arithmetic(4) == pytest.approx(2 * 37_632 / (4 * 37_632 + 3 * 384 * 384))
+    seconds = {"base": 1.0, "whole": 2.0, "pruned": 1.75}
+    for key in e5.plan([], told):
+        whole = key["keep"] == key["members"]
+        right = drawn(0.8, key["seed"])
+        found.append(row(key, right if whole else [*right[:-1], False], **({} if whole else {"seconds": seconds})))
+    assert e5.saved(found, 8) == pytest.approx(0.25)
+    assert -0.51 < e5.loss(found, 4).value < 0
+    said = e5.result(found, told)
+    assert "25% of the fusion's time saved, 197% of what arithmetic gives (met)" in said
+    assert "82% of what arithmetic gives (met)" in said
+    assert e5.result([one for one in found if one["key"]["members"] == 4], told) == ""
+    assert e5.told(found, told).count("| irony | ") == 2
 
 
 # -- the page --

@@ -44,7 +44,7 @@ BELOW: dict[str, set[str]] = {
     "demo": {"workflow", "train.outcome", "registry", "errors"},
     "__main__": {"cli.main"},
     "cli": {"workflow", "evaluate", "tasks.details", "describe", "demo", "train.report", "train.outcome", "serve"}
-    | {"train.comparison", "train.methods", "train.run"}
+    | {"train.attention", "train.comparison", "train.methods", "train.run"}
     | {"registry", "recipe", "manifest", "errors"},
 }
 # room or file -> other people's libraries that it must not know
