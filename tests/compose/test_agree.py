@@ -32,10 +32,12 @@ CONFIGS = {
     "inv": "seq_bn_inv[reduction_factor=4]",
 }
 SAME = ("Fuse(a, b)", "Fuse(b, a, name=other)", "Fuse(h, i)", "Average(a:0.7, b:0.3)", "Average(h, i)", "Stack(a, b)",
-        "Stack(a, h, b)", "Stack(c, h, gone, a)", "Stack(gone, b)")  # fmt: skip
+        "Stack(a, h, b)", "Stack(c, h, gone, a)", "Stack(gone, b)", "Stack(a, Fuse(a, b))", "Stack(Fuse(a, b), h)",
+        "Stack(gone, Average(a:0.7, b:0.3), Fuse(a, b))")  # fmt: skip
 OTHER = ("Fuse(a, h)", "Average(a, h)", "Fuse(p, a)", "Fuse(a, plus)", "Fuse(gated, a)", "Fuse(a, gone)",
          "Average(a, gone)", "Stack(a, p)", "Stack(a, plus)", "Stack(normed, a)", "Stack(Fuse(a, b))",
-         "Stack(a, Fuse(a, b))", "Fuse(Stack(a, b), b, name=deep)")  # fmt: skip
+         "Stack(a, Fuse(a, h))", "Stack(a, Stack(b, a))", "Stack(a, Fuse(Stack(a, b), b, name=deep))",
+         "Stack(a, Average(a, gone))", "Fuse(Stack(a, b), b, name=deep)")  # fmt: skip
 
 
 def parts_of(family: str, text: str, config: FusionConfig | None = None) -> tuple[Backbone, Parts]:
@@ -104,14 +106,14 @@ def test_embeddings_and_sites_that_are_read_otherwise_do_not_agree() -> None:
         parts._views = {}
 
 
-@pytest.mark.parametrize("text", ["Fuse(a, b)", "Stack(a, b)", "Stack(a, p)", "Fuse(p, a)"])
+@pytest.mark.parametrize("text", ["Fuse(a, b)", "Stack(a, b)", "Stack(a, p)", "Fuse(p, a)", "Stack(a, Fuse(a, b))"])
 def test_a_whole_model_runs_them_folded_where_they_agree(text: str) -> None:
     model = AdapterModel(tiny.model("bert"))
     for name in ("a", "b", "p"):
         model.add_adapter(name, CONFIGS[name])
         model.parts.semantics["adapters", name] = "adapters-1"
-    if text.startswith("Fuse"):
-        model.add_adapter_fusion(text)
+    for fuse in fusions(parse(text)):
+        model.add_adapter_fusion(fuse)
     randomise(model.parts.parameters())
     inputs = tiny.inputs("bert")
     with torch.no_grad():

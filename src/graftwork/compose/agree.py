@@ -7,13 +7,14 @@ gate and no norm of their own), with rₖ what member k reads and uₖ what it s
     Stack            h₀ + Σ uₖ: every pre-step reads h₀ plus what came before, through the norm and r again
     Average          Σ wₖ(h₀ + uₖ) = h₀ + Σ wₖuₖ, as Σ wₖ = 1, where all read what the first one reads
     Fuse             h₀ + V·Σ αₖuₖ, where all read what the last one reads
+    Stack of these   the same with h₀ plus what came before in the place of h₀
 
-Averages and fusions have to have all of their members at the site: that library fuses those that a layer has. Blocks in
-blocks, and sites that it reads in another way than we do (`core/quirks.py`), are left to `legacy.py`.
+Averages and fusions have to have all of their members at the site: that library fuses those that a layer has. Other
+blocks in blocks, and sites that it reads in another way than we do (`core/quirks.py`), are left to `legacy.py`.
 """
 
 from graftwork.compose.legacy import LegacyModules
-from graftwork.compose.tree import Average, Composition, Fuse, Stack
+from graftwork.compose.tree import Average, Composition, Fuse, Stack, leaves
 from graftwork.core.bottleneck import Bottleneck
 
 
@@ -23,17 +24,30 @@ def agrees(tree: Composition, site: int, modules: LegacyModules) -> bool:
         return False
     if isinstance(tree, str):
         return isinstance(modules.adapter(tree, site), Bottleneck)
-    if not isinstance(tree, Stack | Average | Fuse) or not all(isinstance(child, str) for child in tree.children):
+    if not isinstance(tree, Stack):
+        return _mixture(tree, site, modules)
+    if len(tree.children) == 1 and not isinstance(tree.children[0], str):
+        return False  # that library takes the pre-step of a block alone in a Stack twice
+    # one that is missing there changes nothing
+    present = [child for child in tree.children if any(modules.adapter(name, site) for name in leaves(child))]
+    return bool(present) and all(_member(child, site, modules) for child in present)
+
+
+def _member(tree: Composition, site: int, modules: LegacyModules) -> bool:
+    """Whether a member of a Stack reads and writes as one of ours."""
+    if not isinstance(tree, str):
+        return _mixture(tree, site, modules)
+    module = modules.adapter(tree, site)
+    return isinstance(module, Bottleneck) and _plain(module)
+
+
+def _mixture(tree: Composition, site: int, modules: LegacyModules) -> bool:
+    """Whether it is an Average or a Fuse of adapters that are all there and read alike."""
+    if not isinstance(tree, Average | Fuse) or not all(isinstance(child, str) for child in tree.children):
         return False
     found = [modules.adapter(str(child), site) for child in tree.children]
-    present = [module for module in found if module is not None]
-    members = [module for module in present if isinstance(module, Bottleneck) and _plain(module)]
-    if not members or len(members) < len(present):
-        return False
-    if isinstance(tree, Stack):  # one that is missing there changes nothing
-        return True
-    alike = len({member.config.original_ln_before for member in members}) == 1
-    return alike and len(members) == len(found)
+    members = [module for module in found if isinstance(module, Bottleneck) and _plain(module)]
+    return len(members) == len(found) and len({member.config.original_ln_before for member in members}) == 1
 
 
 def _plain(member: Bottleneck) -> bool:
