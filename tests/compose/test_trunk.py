@@ -14,7 +14,7 @@ from graftwork.compose.forward import headless
 from graftwork.compose.lower import Lanes
 from graftwork.compose.plan import Plan
 from graftwork.compose.tree import Average, Composition, Fuse, Parallel, Split, Stack, fusions
-from graftwork.compose.trunk import SHARING, shares
+from graftwork.compose.trunk import ENDING, SHARING, shares
 from graftwork.model import AdapterModel
 from tests import tiny, zoo
 from tests.adapted import shaken
@@ -30,6 +30,7 @@ METHODS = {
     "lo": "lora[r=2,leave_out=[0]]",
     "pre": "prefix_tuning_flat[prefix_length=2,leave_out=[0]]",
     "hi": "seq_bn[reduction_factor=8]",
+    "low": "double_seq_bn[reduction_factor=8,leave_out=[1,2]]",
 }
 GIVEN = tiny.inputs("bert", rows=3)
 MASK = torch.ones(3, 7, dtype=torch.long)
@@ -68,8 +69,12 @@ def at_entry(model: AdapterModel, setup: Any, given: dict[str, Tensor], skip: tu
 # -- every family ----------------------------------------------------------------------------------------------------
 
 
+def made_of(family: str) -> str:
+    return str(zoo.MAKERS[family]().config.model_type)
+
+
 def sharing() -> list[str]:
-    return [family for family in zoo.MAKERS if zoo.MAKERS[family]().config.model_type in SHARING]
+    return [family for family in zoo.MAKERS if made_of(family) in SHARING]
 
 
 @pytest.mark.parametrize("family", sharing())
@@ -132,12 +137,13 @@ def test_other_families_repeat_rows_at_the_entry(family: str) -> None:
         (Parallel("top", "a"), 1),
         (Parallel(Stack("hi", "a"), Stack("hi", "b")), 1),  # in layer 0 both are the same adapter alone
         (Parallel(Stack("hi", "a"), "hi"), 1),
-        (Parallel(Stack("hi", "a"), "a"), None),
-        (Parallel("hi", None), None),
+        (Parallel(Stack("hi", "a"), "a"), 0),
+        (Parallel("hi", None), 0),  # at the norm in which it ends
         (Parallel(Average("hi", "a"), Average("hi", "b")), 1),
-        (Parallel(Average("hi", "a"), Stack("hi", "b")), None),  # an average of one member is not that member
+        (Parallel(Average("hi", "a"), Stack("hi", "b")), 0),  # an average of one member is not that member
         (Parallel("a", "a"), 3),
-        (Parallel(Split("hi", "a", splits=[3, 4]), Split("a", "hi", splits=[3, 4])), None),
+        (Parallel(Split("hi", "a", splits=[3, 4]), Split("a", "hi", splits=[3, 4])), 0),
+        (Parallel("low", None), None),  # before the first norm of all
         (Parallel(Split("top", "a", splits=[3, 4]), Split("a", "top", splits=[3, 4])), 1),
         ([Parallel("a", "b"), "hi", Parallel("top", None, "top")], 1),
         (["a", "b", "hi"], None),  # nothing is repeated
@@ -155,7 +161,7 @@ def test_lanes_part_at_the_first_layer_where_their_programs_differ(
 
 def test_layers_skipped_in_a_call_are_shared(model: AdapterModel) -> None:
     setup = Parallel("hi", "a", None)
-    for skip, layer in (((), None), ((0,), 1), ((0, 1), 2), ((1,), None), ((0, 1, 2), 3)):
+    for skip, layer in (((), 0), ((0,), 1), ((0, 1), 2), ((1,), 0), ((0, 1, 2), 3)):
         assert forks(model, setup, 3, skip) == layer
         with torch.no_grad():
             found = model(**GIVEN, adapters=setup, head="none", skip_layers=skip)[0]
@@ -173,17 +179,59 @@ def test_prompts_are_put_in_at_the_entry() -> None:
 def test_a_fork_says_where_it_is(model: AdapterModel) -> None:
     assert str(plan(model, Parallel("a", "b")).fork) == ("6 lanes of 3 rows share 1 of 3 layers and part at layer 1")
     assert str(plan(model, Parallel("a", "a"), rows=1).fork) == "2 lanes of 1 row share all 3 layers"
+    fork = plan(model, Parallel("a", None)).fork
+    assert fork is not None
+    assert str(fork) == "6 lanes of 3 rows share 1 of 3 layers and part at layer 1"
+    late = "6 lanes of 3 rows share 2 of 3 layers and part at the norm in which layer 1 ends"
+    assert str(fork.on(model.backbone)) == late
+
+
+@pytest.mark.parametrize("family", sorted(family for family in sharing() if made_of(family) in ENDING))
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_lanes_part_at_the_norm_in_which_a_layer_ends(family: str, rows: int) -> None:
+    model = AdapterModel(zoo.model(family))
+    names = ("a", "plus", "hi")
+    for name, config in (*METHODS.items(), ("plus", "adapter_plus[reduction_factor=4]")):
+        if name in names:
+            model.add_adapter(name, config)
+    shaken(model.parts, seed=3)
+    model.eval()
+    given = {key: value for key, value in zoo.inputs(family, rows=rows).items() if key != "encoder_hidden_states"}
+    real = torch.ones_like(given["input_ids"])
+    real[1:2, 4:] = 0
+    given["attention_mask"] = real
+    asked: dict[str, Any] = {"head": "none", "output_hidden_states": True}
+    ffn = [site.index for site in model.backbone.sites if site.kind == "ffn"]
+    for setup, skip, layer in ((Parallel(*names, None), (), 0), (Parallel("a", "hi", None), (0,), 1)):
+        fork = plan(model, setup, rows, skip).fork
+        assert fork is not None
+        assert (fork.layer, fork.on(model.backbone).site) == (layer, ffn[layer])
+        with torch.no_grad():
+            found = model(**given, adapters=setup, skip_layers=skip, **asked)
+            alone = [model(**given, adapters=one, skip_layers=skip, **asked) for one in setup.children]
+        for got, *expected in zip(found.hidden_states, *(one.hidden_states for one in alone), strict=True):
+            for part, own in zip(got.chunk(len(alone)), expected, strict=True):
+                assert relative(part[real.bool()], own[real.bool()]) < CLOSE
+        assert relative(alone[0][0], alone[-1][0]) > 0.01
 
 
 def test_only_the_rows_run_below_the_fork(model: AdapterModel) -> None:
+    assert ran(model, Parallel("top", None)) == [3, 3, 3]
+    assert ran(model, Parallel("a", "hi"), skip=(0,)) == [3, 3, 6]
+    assert ran(model, Parallel("a", "b")) == [3, 6, 6]  # one of them is at the attention, too
+    assert ran(model, Parallel("low", None)) == [6, 6, 6]
+
+
+def ran(model: AdapterModel, setup: Composition, skip: tuple[int, ...] = ()) -> list[int]:
+    """With how many rows the attention of each layer runs."""
     seen: list[int] = []
     layers = model.base.encoder.layer
     handles = [layer.attention.register_forward_hook(lambda m, a, out: seen.append(len(out[0]))) for layer in layers]
     with torch.no_grad():
-        model(**GIVEN, adapters=Parallel("top", None), head="none")
+        model(**GIVEN, adapters=setup, head="none", skip_layers=skip)
     for handle in handles:
         handle.remove()
-    assert seen == [3, 3, 6]
+    return seen
 
 
 @given(data=st.data())

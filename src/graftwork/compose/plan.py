@@ -87,9 +87,11 @@ class Plan:
 
     def on(self, backbone: Backbone, extra: Mapping[str, Any] | None) -> "Plan":
         """The plan as this model can run it now: with rows repeated at the entry where it cannot share them."""
-        if self.fork is None or (not extra and (self.heads or backbone.model is backbone.trunk) and shares(backbone)):
-            return self
-        return replace(self, fork=None)
+        fork = None if self.fork is None else self.fork.on(backbone)
+        whole = not extra and (self.heads or backbone.model is backbone.trunk)
+        if fork is not None and not (whole and fork.entered and shares(backbone)):
+            fork = None
+        return self if fork is self.fork else replace(self, fork=fork)
 
     @property
     def running(self) -> Route | None:
@@ -188,12 +190,8 @@ class Planner:
 
     def __getstate__(self) -> dict[str, Any]:
         made = self.executors
-        return {
-            "parts": self._parts,
-            "normed": made.normed,
-            "execution": made.execution,
-            "depths": made.depths,
-        }  # derived data does not travel, and locks cannot
+        # derived data does not travel, and locks cannot
+        return {"parts": self._parts, "normed": made.normed, "execution": made.execution, "depths": made.depths}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["parts"], state["normed"], state["execution"], state["depths"])  # type: ignore[misc]

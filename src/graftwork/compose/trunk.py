@@ -3,16 +3,19 @@
 Parallel over N compositions answers one row N times. Below the *fork*, the first layer where the programs of some row's
 lanes differ, the lanes of a row are one and the same; there the model runs its B rows, and the fork repeats what enters
 that layer. With k of L layers below it, N answers cost k + N·(L - k) layers instead of N·L (AdapterDrop, Rücklé et al.
-2021, §3: adapters left out of the first layers). The definition stays Parallel repeated at the entry of the model;
-nothing here changes a number beyond the rounding of another batch size.
+2021, §3: adapters left out of the first layers). Where all that differs in that layer is one site, seen at the norm in
+which the layer ends, the fork repeats what that norm reads, and the layer is below it but for this norm. The definition
+stays Parallel repeated at the entry of the model; nothing here changes a number beyond the rounding of another batch
+size.
 
 A layer is called with more than its hidden states: masks, rotary positions, what a decoder attends to. Which of these
 have a row axis cannot be told from their shapes, so families are listed (`SHARING`, held by a test that runs both
 ways) with the names of such arguments (`_ROWED`). Any other model repeats rows at its entry.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from inspect import signature
 from typing import Any
 
@@ -25,7 +28,8 @@ from graftwork.compose.route import BatchRoute, Program
 from graftwork.compose.tree import Composition
 from graftwork.core.backbone import Backbone
 from graftwork.core.locate import layers_of
-from graftwork.core.site import Delta, Positions, Reading, Route
+from graftwork.core.site import Delta, Direct, Positions, Reading
+from graftwork.core.sublayer import seen_at_norm
 
 # model types whose layers are one list, run in order, each once, and called with nothing rowed but what _ROWED names
 SHARING = frozenset(
@@ -36,6 +40,8 @@ SHARING = frozenset(
         "siglip_vision_model", "clip_vision_model", "vit", "beit", "dinov2", "wav2vec2", "hubert",
     }
 )  # fmt: skip
+# of these, the ones whose layers end in the norm of their last sub-layer, which gives what they return
+ENDING = frozenset({"bert", "roberta", "xlm-roberta", "electra", "distilbert", "deberta", "deberta-v2"})
 # argument of a layer -> the fewest dimensions with which its first one is the rows
 _ROWED = {"attention_mask": 2, "position_ids": 2, "position_embeddings": 3, "lang_ids": 1}
 _PLACED = "fork-"  # in Runtime.opened once the hooks are there
@@ -45,17 +51,47 @@ _PLACED = "fork-"  # in Runtime.opened once the hooks are there
 class Fork:
     """Where the lanes of B rows part: layers from `layer` on run lanes under `upper`, those below rows under `lower`.
 
-    above: for every site, whether it is in a layer that runs lanes. sources: the row of each lane, (lanes,).
+    depths: for every site its layer. sources: the row of each lane, (lanes,). only: the one site of that layer where
+    lanes differ, if it is one. site: the same where rows become lanes at its norm, and not at the entry of the layer.
     """
 
     layer: int
     layers: int
     rows: int
     sources: Tensor
-    lower: Route
-    upper: Route
-    above: tuple[bool, ...]
+    lower: BatchRoute
+    upper: BatchRoute
+    depths: tuple[int, ...]
+    only: int | None = None
+    site: int | None = None
     _placed: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def above(self) -> tuple[bool, ...]:
+        """For every site, whether it runs lanes."""
+        own = [self.site is None or site == self.site for site in range(len(self.depths))]
+        return tuple(d > self.layer or (d == self.layer and own[site]) for site, d in enumerate(self.depths))
+
+    @cached_property
+    def direct(self) -> dict[int, Direct]:
+        """As of a `BatchRoute`."""
+        ways = ((site, self.upper if above else self.lower) for site, above in enumerate(self.above))
+        return {site: route.direct[site] for site, route in ways if site in route.direct}
+
+    @cached_property
+    def at_norm(self) -> "Fork":
+        """The fork at the norm of the only site where lanes differ."""
+        return replace(self, site=self.only)
+
+    def on(self, backbone: Backbone) -> "Fork":
+        """The fork as late as this model allows."""
+        late = self.site is None and self.only is not None and _ends_layer(backbone, self.only)
+        return self.at_norm if late else self
+
+    @property
+    def entered(self) -> int:
+        """The first layer that is called with lanes."""
+        return self.layer if self.site is None else self.layer + 1
 
     def lanes(self, tensor: Tensor) -> Tensor:
         """A tensor with a row for each of the B rows, (B, ...) -> (lanes, ...); any other as it is."""
@@ -83,6 +119,9 @@ class Fork:
         lanes = f"{len(self.sources)} lanes of {self.rows} row{'s' * (self.rows > 1)}"
         if self.layer == self.layers:
             return f"{lanes} share all {self.layers} layers"
+        if self.site is not None:
+            whole = f"{lanes} share {self.layer + 1} of {self.layers} layers"
+            return f"{whole} and part at the norm in which layer {self.layer} ends"
         return f"{lanes} share {self.layer} of {self.layers} layers and part at layer {self.layer}"
 
 
@@ -91,6 +130,8 @@ class Forked:
 
     def __init__(self, fork: Fork) -> None:
         self.fork = fork
+        self.direct = fork.direct
+        self.widened = {} if fork.site is None else {fork.site: fork.lanes}
         self._lanes: dict[int, tuple[Tensor, Tensor]] = {}  # identity of a tensor -> itself, which keeps it, and lanes
 
     def delta(self, site: int, reading: Reading) -> Delta | None:
@@ -160,7 +201,7 @@ class _Entry:
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Forward pre-hook: what rows share is repeated for their lanes."""
         route = self.runtime.route
-        if not isinstance(route, Forked) or self.number < route.fork.layer:
+        if not isinstance(route, Forked) or self.number < route.fork.entered:
             return None
         return route.entering(self.names, args, kwargs)
 
@@ -189,6 +230,14 @@ def shares(backbone: Backbone) -> bool:
     return True
 
 
+def _ends_layer(backbone: Backbone, site: int) -> bool:
+    """Whether a site is seen at its norm, and what that norm gives is what its layer returns."""
+    own = backbone.located[site]
+    last = max(one.site.index for one in backbone.located if one.row and one.site.depth == own.site.depth)
+    ending = backbone.config.model_type in ENDING and own.row is not None and site == last
+    return ending and seen_at_norm(own, backbone.located)
+
+
 def _layers(backbone: Backbone) -> list[nn.Module]:
     name = backbone.last.stack
     return layers_of(backbone.trunk, next(stack for stack in backbone.family.stacks if stack.name == name))
@@ -199,7 +248,7 @@ def fork_of(
     upper: BatchRoute,
     depths: Sequence[int],
     program: Callable[[Composition], Program],
-    routed: Callable[[Sequence[Lane]], Route],
+    routed: Callable[[Sequence[Lane]], BatchRoute],
 ) -> Fork | None:
     """Where the lanes of a batch part, or None where its rows are to be repeated at the entry of the model.
 
@@ -213,19 +262,25 @@ def fork_of(
         trees.setdefault(source, {})[tree] = None
     layers = 1 + max(depths)
     sets = {tuple(own) for own in trees.values() if len(own) > 1}
-    layer = min((_parting(own, depths, program) for own in sets), default=layers)
-    if layer < 1:
+    differing = {site for own in sets for site in _differing(own, len(depths), program)}
+    layer = min((depths[site] for site in differing), default=layers)
+    only = _alone(differing, depths, layer)
+    if layer < 0 or (layer == 0 and only is None):
         return None
     firsts = [(source, next(iter(trees[source]))) for source in sorted(trees)]
-    above = tuple(depth >= layer for depth in depths)
-    return Fork(layer, layers, len(firsts), upper.sources, routed(firsts), upper, above)
+    return Fork(layer, layers, len(firsts), upper.sources, routed(firsts), upper, tuple(depths), only)
 
 
-def _parting(trees: Sequence[Composition], depths: Sequence[int], program: Callable[[Composition], Program]) -> int:
-    """The first layer in which some of the compositions compute something else than the others; -1 for before all."""
+def _alone(sites: Iterable[int], depths: Sequence[int], layer: int) -> int | None:
+    """The one of the sites that is in a layer; None where there are more, or none."""
+    own = [site for site in sites if depths[site] == layer]
+    return own[0] if len(own) == 1 else None
+
+
+def _differing(trees: Sequence[Composition], sites: int, program: Callable[[Composition], Program]) -> Iterator[int]:
+    """The sites where some of the compositions compute something else than the others."""
     runs = [[(length, program(part)) for length, part in runs_of(tree)] for tree in trees]
-    for depth, site in sorted((depth, site) for site, depth in enumerate(depths)):
+    for site in range(sites):
         first, *others = ([(length, nodes[site]) for length, nodes in own] for own in runs)
         if any(one != first for one in others) and any(node is not None for own in (first, *others) for _, node in own):
-            return depth
-    return 1 + max(depths)
+            yield site

@@ -77,9 +77,7 @@ class Backbone:
         for module in [given] if plain else holders_of(self.trunk, family):  # a plain module calls a mask otherwise
             handles.append(module.register_forward_pre_hook(self.runtime.see, with_kwargs=True))
             handles.append(module.register_forward_hook(self.runtime.leave, always_call=True))
-        # inside of every layer, not on it: what is compiled layer by layer leaves the layer's own hooks out
-        inside_of = {(one.site.stack, one.site.layer): one.modules["output"] for one in self._located if one.row}
-        handles += [module.register_forward_pre_hook(self.runtime.ask) for module in inside_of.values()]
+        self._openings.ask()
         if plain:
             handles.append(given.listen())
         if self.discovery is not None:
@@ -87,7 +85,7 @@ class Backbone:
             try:
                 prove_found(self, probe, self.discovery.report)
             except BackboneError:
-                for handle in handles:
+                for handle in (*handles, *self._openings.asking):
                     handle.remove()
                 raise
         model.requires_grad_(False)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graftwork.core.site import Direct, Positions, Route, directs_of
+from graftwork.core.site import Positions, Route, ways_of
 from graftwork.errors import RoutingError
 
 
@@ -23,7 +23,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self.route: Route | None = None
-        self.direct: Mapping[int, Direct] = {}  # of the route
+        self.direct, self.widened = ways_of(None)  # of the route
         self.residuals: dict[int, Tensor] = {}
         self.outputs: dict[int, Tensor] = {}
         self.pending: dict[int, Tensor] = {}
@@ -67,13 +67,14 @@ class Runtime:
     def _holding(self, route: Route | None, mask: Tensor | None, words: Tensor | None) -> Iterator[None]:
         before = self.route, self.mask, self.residuals, self.pending, self.prefixes, self.outer
         (spoken, held), self.words, self.outputs = (self.words, self.outputs), words, {}
-        self.direct = directs_of(route)
+        self.direct, self.widened = ways_of(route)
         self.route, self.mask, self.residuals, self.pending, self.prefixes, self.outer = route, mask, {}, {}, {}, []
         try:
             yield
         finally:
             self.route, self.mask, self.residuals, self.pending, self.prefixes, self.outer = before
-            self.words, self.outputs, self.direct = spoken, held, directs_of(self.route)
+            self.words, self.outputs = spoken, held
+            self.direct, self.widened = ways_of(self.route)
 
     def ask(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook inside of every layer: it asks which hooks there are.

@@ -2,7 +2,8 @@
 
 A hook that nobody uses costs what a dispatch costs, in every call. What is placed at a sub-layer follows from what is
 used there (`Uses`), and is placed again when a newcomer uses more. Hooks stay when an adapter goes: they act where a
-route says so. torch.compile does not guard hooks: `runtime.opened` names all there are, and every layer asks for it.
+route says so. torch.compile does not guard hooks: `runtime.opened` names all there are, and every layer asks for it,
+by the hooks of its sub-layers or, as long as it has none, by one that does nothing else.
 
 Two things are read off another sub-layer's hooks, which are placed along: the residual of one that is added beside it
 (GPT-J), and how many rows there are where a block joins rows and tokens (OPT).
@@ -41,6 +42,20 @@ class Openings:
         self._rows_apart = rows_apart
         self._uses: dict[int, Uses] = {}  # site -> what its hooks are placed for
         self._handles: dict[int, list[RemovableHandle]] = {}
+        self._asking: dict[tuple[str, int], RemovableHandle] = {}  # stack and layer -> its hook that only asks
+
+    @property
+    def asking(self) -> tuple[RemovableHandle, ...]:
+        """The hooks that only ask."""
+        return tuple(self._asking.values())
+
+    def ask(self) -> None:
+        """Let every layer without hooks on a sub-layer ask which hooks there are."""
+        # inside of every layer, not on it: what is compiled layer by layer leaves the layer's own hooks out
+        inside = {(one.site.stack, one.site.layer): one.modules["output"] for one in self._located if one.row}
+        for layer, module in inside.items():
+            if layer not in self._asking:
+                self._asking[layer] = module.register_forward_pre_hook(self._runtime.ask)
 
     def open(self, site: Site, uses: Uses) -> None:
         """Place the hooks of a site; nothing where they are."""
@@ -69,6 +84,7 @@ class Openings:
             for handle in handles:
                 handle.remove()
         self._handles.clear()
+        self.ask()
         self._runtime.opened += "closed-"
         self._uses = {
             index: uses for index, uses in self._uses.items() if self._located[index].site.place != "sublayer"
@@ -82,6 +98,9 @@ class Openings:
         feeds = next((one.site.index for one in self._beside(located) if one.site.index in self._uses), None)
         hook = NormHook(located, self._runtime) if at_norm else SiteHook(located, self._runtime, feeds)
         self._handles[index] = hook.place(uses)
+        asking = self._asking.pop((located.site.stack, located.site.layer), None)
+        if asking is not None:
+            asking.remove()  # what is placed asks, too
         used = f"{'p' * uses.parts}{'a' * uses.after}"
         self._note(located, f"n{used}" if at_norm else f"s{used}{'' if feeds is None else feeds}")
 

@@ -268,7 +268,8 @@ Direct: TypeAlias = Callable[[Tensor, Callable[[Tensor], Tensor], Tensor | None,
 class Route(Protocol):
     """Who changes what in one forward. Compositions are lowered to this before the forward starts.
 
-    It may have `direct`, the shorter ways through sites that are seen at their norm: `directs_of`.
+    For sites that are seen at their norm it may have `direct`, shorter ways through them, and `widened`: what gives a
+    tensor there more rows, (B, ...) -> (lanes, ...), for this site and all that follow.
     """
 
     def delta(self, site: int, reading: Reading) -> Delta | None:
@@ -292,6 +293,6 @@ class Route(Protocol):
         ...
 
 
-def directs_of(route: Route | None) -> Mapping[int, Direct]:
-    """Site -> the shorter way through it, of those that a route has."""
-    return getattr(route, "direct", {})
+def ways_of(route: Route | None) -> tuple[Mapping[int, Direct], Mapping[int, Callable[[Tensor], Tensor]]]:
+    """`direct` and `widened` of a route, by site."""
+    return getattr(route, "direct", {}), getattr(route, "widened", {})

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from graftwork.core.hooks import Runtime
 from graftwork.core.locate import Located
-from graftwork.core.site import NormReading, Reading, Uses
+from graftwork.core.site import NO_DELTA, NormReading, Reading, Uses
 from graftwork.errors import BackboneError, RoutingError
 
 
@@ -119,8 +119,8 @@ class NormHook:
 
     def change(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Forward pre-hook on the norm after the residual add; its input is h₀ + r, (B, T, D)."""
-        runtime = self.runtime
-        if runtime.route is None:
+        runtime, index = self.runtime, self.index
+        if runtime.route is None or not runtime.opened:
             return None
         if not args:
             raise BackboneError(
@@ -129,17 +129,17 @@ class NormHook:
             )
         summed, output, residual = args[0], None, None
         if self.parts:
-            output, residual = runtime.outputs.pop(self.index, None), runtime.residuals.pop(self.index, None)
-        direct = None if is_dynamo_compiling() else runtime.direct.get(self.index)
+            output, residual = runtime.outputs.pop(index, None), runtime.residuals.pop(index, None)
+        if runtime.widened and (widen := runtime.widened.get(index)) is not None:
+            summed, output, residual = (None if one is None else widen(one) for one in (summed, output, residual))
+        direct = None if is_dynamo_compiling() else runtime.direct.get(index)
         changed = None if direct is None else direct(summed, self.norm.forward, output, residual)
-        if changed is not None:
-            return (changed, *args[1:])
-        delta = runtime.route.delta(self.index, self._reading(summed, output, residual))
-        if delta is None:
-            return None
-        if delta.after is not None:
-            self.behind.wait(delta.after)
-        return None if delta.before is None else (summed + delta.before, *args[1:])
+        if changed is None:
+            delta = runtime.route.delta(index, self._reading(summed, output, residual)) or NO_DELTA
+            if delta.after is not None:
+                self.behind.wait(delta.after)
+            changed = summed if delta.before is None else summed + delta.before
+        return None if changed is args[0] else (changed, *args[1:])
 
     def _reading(self, summed: Tensor, output: Tensor | None, residual: Tensor | None) -> Reading:
         """What there is to read; the norm by its `forward`, past these hooks: this is no step of the model."""
@@ -188,7 +188,7 @@ class SiteHook:
     def change(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Forward hook on the last module before the residual add; its output is h₀, (B, T, D)."""
         runtime = self.runtime
-        if runtime.route is None:
+        if runtime.route is None or not runtime.opened:
             return None
         residual = runtime.residuals.pop(self.index, None)
         if residual is None and self.shared:
