@@ -78,6 +78,21 @@ def test_routing_has_rows_for_every_branch(stored: tuple[Registry, str]) -> None
     assert [row["composition"] for row in rows(stored, "BatchSplit(a:2, Split(a:3, b:4):1)")] == ["a", "b"]
 
 
+def test_where_rows_become_lanes_is_said_of_a_parallel_alone(stored: tuple[Registry, str], tmp_path: Path) -> None:
+    registry, base = stored
+    for text, where in (
+        (
+            "Parallel(a, Fuse(a, b, name=ab), none)",
+            "3 lanes of 1 row share 1 of 3 layers and part at the norm in which",
+        ),
+        ("Parallel(a, a)", "2 lanes of 1 row share all 3 layers"),
+        ("Parallel(low, none)", "rows are repeated at the entry of the model, 2 for 1"),
+        ("BatchSplit(Parallel(a, b):1, none:1)", "3 lanes of 2 rows share 1 of 3 layers and part at the norm"),
+    ):
+        assert describe(text, registry, model=base)["lanes"].startswith(where)
+    assert "lanes" not in describe("Stack(a, b)", registry, model=base)
+
+
 def test_what_is_not_known_is_said(stored: tuple[Registry, str], tmp_path: Path) -> None:
     registry, base = stored
     for text, model, reason in (

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from graftwork.compose.agree import agrees
+from graftwork.compose.execute import Batch, Executors
 from graftwork.compose.fold import Folded, fold
 from graftwork.compose.lower import lanes_of, runs_of
 from graftwork.compose.parts import OUR_SEMANTICS, Parts
 from graftwork.compose.reference import bind
 from graftwork.compose.tree import BatchSplit, Block, Composition, fusions, leaves, show
+from graftwork.compose.trunk import shares
 from graftwork.core.backbone import Backbone, load_skeleton
 from graftwork.core.fusion import FUSIONS, FusionConfig
 from graftwork.core.kinds import read_config
@@ -37,6 +39,21 @@ def costs(tree: Composition, manifests: Mapping[str, Manifest], model: str) -> l
     batch = sum(_sizes(tree)) or 1
     runs = [part for _, lane in lanes_of(tree, batch) for _, part in runs_of(lane)]
     return [row for part in dict.fromkeys(runs) if part is not None for row in _rows(part, parts, backbone)]
+
+
+def lanes(tree: Composition, manifests: Mapping[str, Manifest], model: str) -> str:
+    """Where the rows of one text become lanes, each with an answer of its own. Arguments and errors as of `costs`."""
+    backbone = Backbone(load_skeleton(model))
+    backbone.model.eval()
+    depths = [site.depth for site in backbone.sites]
+    executors = Executors(_built(tree, manifests, backbone), backbone.normed, depths)
+    rows = sum(_sizes(tree)) or 1
+    batch = Batch(lanes_of(tree, rows), tree, rows, frozenset(), "reference")
+    fork = executors.forked(batch, executors.routed(batch))
+    late = None if fork is None else fork.on(backbone)
+    if late is None or not late.entered or not shares(backbone):
+        return f"rows are repeated at the entry of the model, {len(batch.lanes or ())} for {rows}"
+    return str(late)
 
 
 def _built(tree: Composition, manifests: Mapping[str, Manifest], backbone: Backbone) -> Parts:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.compose.grammar import parse
-from graftwork.compose.tree import Composition, fusions, leaves, show, top
+from graftwork.compose.tree import Composition, Parallel, fusions, has, leaves, show, top
 from graftwork.core.backbone import Backbone, load_skeleton
 from graftwork.core.families import FAMILIES, Family, family_of
 from graftwork.core.fusion import FUSIONS
 from graftwork.core.heads import HeadConfig
 from graftwork.core.kinds import ALIASES, NAMED, is_named, read_config, write_config
 from graftwork.core.papers import PAPERS
-from graftwork.costs import costs
+from graftwork.costs import costs, lanes
 from graftwork.errors import AdapterError, BackboneError, NotFound, UserError
 from graftwork.manifest import Manifest
 from graftwork.registry.package import MANIFEST, read, read_manifest
@@ -186,32 +186,37 @@ def _package(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _composition(tree: Composition, registry: Registry, model: str | None) -> dict[str, Any]:
-    return {
+    described = {
         "kind": "composition",
         "composition": show(tree),
         "answers": top(tree),
         "adapters": [_member(name, registry, "adapter") for name in dict.fromkeys(leaves(tree))],
         "fusions": [_member(fuse.name, registry, "fusion") for fuse in fusions(tree)],
-        "execution": _execution(tree, registry, model),
     }
-
-
-def _execution(tree: Composition, registry: Registry, model: str | None) -> Any:
-    """What running it costs, on `model` or on the base of its packages; or why that is not known."""
     try:
-        manifests: dict[str, Manifest] = {}
-        stored = {fuse.name: "fusion" for fuse in fusions(tree) if fuse.label}
-        for name, role in (dict.fromkeys(leaves(tree), "adapter") | stored).items():
-            found = registry.resolve(name)
-            manifests[name], contents = read_manifest(found.path)
-            if not contents.parameters(role):
-                raise NotFound(f"{found} holds no {role}")
-        bases = list(dict.fromkeys(one.base.name for one in manifests.values() if one.base.name))
-        if not (model or bases):
-            raise NotFound("its packages name no base; say which with --model")
-        return costs(tree, manifests, model or bases[0])
+        manifests, base = _packages(tree, registry, model)
+        shared = {"lanes": lanes(tree, manifests, base)} if has(tree, Parallel) else {}
+        return described | shared | {"execution": costs(tree, manifests, base)}
     except UserError as error:
-        return f"not known: {error}"
+        return described | {"execution": f"not known: {error}"}
+
+
+def _packages(tree: Composition, registry: Registry, model: str | None) -> tuple[dict[str, Manifest], str]:
+    """The manifests of a composition's packages, and the base that they run on, which may be given.
+
+    Raises NotFound for what is not there, and where nothing names a base.
+    """
+    manifests: dict[str, Manifest] = {}
+    stored = {fuse.name: "fusion" for fuse in fusions(tree) if fuse.label}
+    for name, role in (dict.fromkeys(leaves(tree), "adapter") | stored).items():
+        found = registry.resolve(name)
+        manifests[name], contents = read_manifest(found.path)
+        if not contents.parameters(role):
+            raise NotFound(f"{found} holds no {role}")
+    bases = list(dict.fromkeys(one.base.name for one in manifests.values() if one.base.name))
+    if not (model or bases):
+        raise NotFound("its packages name no base; say which with --model")
+    return manifests, model or bases[0]
 
 
 def _member(name: str, registry: Registry, part: str) -> dict[str, Any]:
