@@ -68,7 +68,7 @@ peers: setup $(HUB)/.installed $(PEFT)/.installed  ## compare with the real adap
 # One script a question: those that write a page of results, and those that print theirs.
 RESULTS := benchmarks/results
 WRITTEN := $(patsubst benchmarks/%.py,%,$(wildcard $(patsubst %,benchmarks/%.py,scale shared_trunk training together overhead)))
-PRINTED := $(patsubst benchmarks/%.py,%,$(wildcard $(patsubst %,benchmarks/%.py,fold_site dispatch)))
+PRINTED := $(patsubst benchmarks/%.py,%,$(wildcard $(patsubst %,benchmarks/%.py,fold_site written_out dispatch)))
 MEASURE := $(OFFLINE) $(PATIENT) $(PY) benchmarks
 
 bench: setup bench-peers  ## every speed figure, beside the peers; about ten minutes on two quiet cores

@@ -1,6 +1,6 @@
 """What does a call cost in Python, before any arithmetic?
 
-    python benchmarks/dispatch.py [--execution auto] [--rounds 300] [--clock cpu] [--json FILE]
+    python benchmarks/dispatch.py [--execution auto] [--rounds 300 | --quick] [--clock cpu] [--json FILE]
 
 A BERT of 12 layers, hidden size 64, one row of 8 tokens, random weights, one thread, float32, no gradient: so small
 that what is measured is dispatch. The sides take turns in one process; a figure is the median of the quotients to the
@@ -95,12 +95,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--execution", default="auto")
     parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--quick", action="store_true", help="100 rounds")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with torch.no_grad():
-        taken = alternate(sides(given.execution), given.rounds, given.clock, warm=20)
+        taken = alternate(sides(given.execution), 100 if given.quick else given.rounds, given.clock, warm=20)
     rows = []
     for name, times in taken.items():
         found = quotients(times, taken["base"])

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from execution import PEERS, Effort, Room
-from measure import CLOCKS
 from page import command, page, table, write
 from setups import Shape, parse
 from sides import present
+
+from graftwork.timing import CLOCKS
 
 SETUPS = "seq_bn,double_seq_bn,lora,stack2,fuse3"
 Row = dict[str, Any]

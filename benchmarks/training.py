@@ -6,8 +6,9 @@
 Steps (`steps.py`): every library in an environment and a process of its own, on the shape of BERT-base with random
 weights, in turns with the forward of its own base without a graph; `ratio` is the median quotient of a turn. Epochs:
 recipes on MiniLM and SST-2, with frozen first layers whose states are kept (`training.prefix_cache`) and without; an
-epoch trains, scores the dev rows and saves, and the median of three counts. `--quick` measures less: rounds of
-steps, rows of epochs. Writes benchmarks/results/training.md and its rows beside it as JSON.
+epoch trains, scores the dev rows and saves, and the median of three counts. `--quick` measures half the layers and half
+the tokens, in fewer rounds, with fewer rows, and leaves the slowest setups out. Writes
+benchmarks/results/training.md and its rows beside it as JSON.
 """
 
 import argparse
@@ -36,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "training.md"
 COMMON = ("seq_bn", "double_seq_bn", "lora", "fuse3", "fuse8")
 OWN = ("head", "seq_bn_rests", "seq_bn_top", "seq_bn_top_kept", "fuse3_textbook", "fuse8_textbook", "full")
+SLOW = ("fuse8", "fuse8_textbook", "head")  # what --quick leaves out
 EPOCHS: dict[str, dict[str, Any]] = {
     "adapters in the upper half": {"adapter.variant": "seq_bn[leave_out=[0,1,2]]"},
     "head only": {"training.method": "head"},
@@ -61,7 +63,8 @@ def steps(library: str, setups: list[str], asked: argparse.Namespace, rounds: in
 
 def all_steps(asked: argparse.Namespace, rounds: int) -> list[Row]:
     """The rows of every library that is there."""
-    wanted = asked.setups.split(",") if asked.setups else [*COMMON, *OWN]
+    usual = [name for name in (*COMMON, *OWN) if not (asked.quick and name in SLOW)]
+    wanted = asked.setups.split(",") if asked.setups else usual
     found = steps("graftwork", wanted, asked, rounds)
     for peer in [] if asked.no_peers else present(["adapters"]):
         shared = [setup for setup in wanted if setup in COMMON]
@@ -172,18 +175,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setups", help="of steps; left out, all")
     parser.add_argument("--no-peers", action="store_true", help="graftwork alone")
-    parser.add_argument("--shape", default="8x64", help="rows x tokens")
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--shape", help="rows x tokens; left out, 8x64, and 8x32 of --quick")
+    parser.add_argument("--layers", type=int, help="left out, 12, and 6 of --quick")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows", type=int, default=2000, help="of an epoch; 0 leaves epochs out")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--quick", action="store_true", help="3 rounds, 400 rows")
+    parser.add_argument("--quick", action="store_true", help="small and 3 rounds, 200 rows")
     parser.add_argument("--json", type=Path, help="write the rows there, too")
     parser.add_argument("--out", type=Path, default=OUT, help="the page; its rows go beside it")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    rounds, rows = (3, min(400, asked.rows)) if asked.quick else (asked.rounds, asked.rows)
+    asked.shape = asked.shape or ("8x32" if asked.quick else "8x64")
+    asked.layers = asked.layers or (6 if asked.quick else 12)
+    rounds, rows = (3, min(200, asked.rows)) if asked.quick else (asked.rounds, asked.rows)
     shared = Path(os.environ.get("GRAFTWORK_SHARED") or ROOT.parent / "shared") / "data"
     if rows and not shared.is_dir():
         print(f"SKIPPED: epochs: there is no {shared}; see GRAFTWORK_SHARED", file=sys.stderr)

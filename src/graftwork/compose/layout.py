@@ -18,6 +18,7 @@ from graftwork.compose.plain import Plain, shortest
 from graftwork.compose.run import AFTER, OUTPUT, RESIDUAL, Span, Terms
 from graftwork.compose.wide import Activate, Down, Gate, Join, Mix, Norm, Step, Up, Wide, Write
 
+_LINE = 16  # numbers: 64 bytes of float32
 _Reads: TypeAlias = frozenset[tuple[Source, float]]
 _Sees: TypeAlias = frozenset[Feature]  # the features of earlier members that a read contains
 
@@ -131,7 +132,7 @@ class _Layout:
         weight = torch.cat([own.weight for own in columns], dim=1)
         # constants that earlier members wrote are constants here too; their features join later
         bias = torch.cat([own.bias + own.x.bias(self.zeros) @ own.weight for own in columns])
-        down = Down(self._terms(columns[0].x.sources), self._cast(weight), self._cast(bias))
+        down = Down(self._terms(columns[0].x.sources), _aligned(self._cast(weight)), self._cast(bias))
         return self._register(down, len(bias))[0]
 
     def _joined(self, group: _Group) -> tuple[tuple[Span, Tensor], ...]:
@@ -185,6 +186,14 @@ class _Layout:
 
     def _cast(self, weight: Tensor) -> Tensor:
         return weight.to(self.like.device, self.like.dtype).contiguous()
+
+
+def _aligned(weight: Tensor) -> Tensor:
+    """The same (D, C) with rows that begin at whole cache lines: an odd C costs a few rows of tokens an eighth more."""
+    width = -(-weight.shape[1] // _LINE) * _LINE
+    if width == weight.shape[1]:
+        return weight
+    return weight.new_empty(len(weight), width)[:, : weight.shape[1]].copy_(weight)
 
 
 def _grouped(formula: Formula) -> list[_Group]:
