@@ -16,7 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from graftwork.errors import Conflict, UserError
+from graftwork.recipe import Recipe
 from graftwork.registry.durable import replace_file
 from graftwork.train.checkpoint import newest_whole
 
@@ -82,6 +85,7 @@ class RunFolder:
             there = json.loads(self.run.read_bytes())
         except ValueError:
             raise Conflict(f"{self.run}: is damaged; start again with --overwrite") from None
+        there = {key: value for key, value in unsaid().items() if key in identity} | there
         here = json.loads(encoded(identity))
         differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
         if differing:
@@ -92,6 +96,21 @@ class RunFolder:
         for name in OWN:  # run.json last: what is half-removed is still a run that can be put out of the way
             path = self.path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def unsaid() -> dict[str, Any]:
+    """What the keys of a recipe mean where nothing is said, as run.json names them.
+
+    A run that was begun before a key was there had what is its default now, for a new key changes no earlier recipe.
+    """
+    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    return {
+        f"recipe.{name}.{key}": field.default
+        for name, section in sections.items()
+        if isinstance(section, type) and issubclass(section, BaseModel)
+        for key, field in section.model_fields.items()
+        if not field.is_required() and field.default_factory is None
+    }
 
 
 @contextmanager
