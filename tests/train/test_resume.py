@@ -35,6 +35,7 @@ CHANGES: dict[str, Any] = {
     "training.batch_size": 4,
     "training.learning_rate": 2e-3,
     "training.warmup_ratio": 0.2,
+    "training.metric": "loss",  # better in every epoch: a tie would leave the best checkpoint to be rotated away
 }
 
 
