@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.distributed import DistributedConfig
 from transformers.utils import logging
 
 from graftwork.core.adapter import MethodConfig
@@ -29,12 +30,16 @@ from graftwork.tasks.task import Task
 from graftwork.tasks.text import TextEncoder
 
 
-def open_model(section: ModelSection) -> AdapterModel:
-    """The frozen base that a recipe names, without adapters. Raises BackboneError."""
+def open_model(section: ModelSection, distributed: DistributedConfig | None = None) -> AdapterModel:
+    """The frozen base that a recipe names, without adapters; distributed: of which a process holds a part.
+
+    Raises BackboneError.
+    """
     dtype = "auto" if section.dtype == "auto" else getattr(torch, section.dtype)
-    revision = {} if section.revision is None else {"revision": section.revision}
+    options = {} if section.revision is None else {"revision": section.revision}
+    spread = {} if distributed is None else {"distributed_config": distributed}
     with without_bars():
-        return AutoAdapterModel.from_pretrained(section.name, dtype=dtype, **revision)
+        return AutoAdapterModel.from_pretrained(section.name, dtype=dtype, **options, **spread)
 
 
 @contextmanager

@@ -118,13 +118,15 @@ def _stored(files: Iterable[Path], prefix: str) -> Iterator[tuple[str, Callable[
 def _holds(files: list[Path], model: Any, trunk: nn.Module) -> bool:
     """Whether the loaded weights are those of the files.
 
-    Tensors that cannot be compared (renamed on loading, packed by quantisation, offloaded) are trusted; one that can
-    and differs means that the model was changed since.
+    Tensors that cannot be compared (renamed on loading, packed by quantisation, offloaded, spread over processes) are
+    trusted; one that can and differs means that the model was changed since.
     """
     parameters = dict(trunk.named_parameters())
     for name, read in _stored(files, model.base_model_prefix):
         parameter = parameters.get(name)
         if parameter is None or parameter.is_meta or not parameter.is_floating_point():
+            continue
+        if hasattr(parameter, "device_mesh"):  # a DTensor: this process has a part of it
             continue
         stored = read()
         if stored.shape == parameter.shape and not torch.equal(stored.to(parameter), parameter.detach()):

@@ -104,6 +104,7 @@ class TrainingSection(Section):
     bf16: Literal["auto"] | Flag = "auto"
     max_steps: Count | None = None
     logging_steps: Count = 50
+    parallel: Literal["ddp", "fsdp", "tp"] = "ddp"  # what several processes share, where there are several
     gradient_checkpointing: Flag = False  # layers are computed again in the backward, in the place of being kept
     base_dropout: Flag = True  # of what is frozen, while training
     drop: LayersDropped | None = None  # AdapterDrop: how many of the lowest layers a step runs without adapters

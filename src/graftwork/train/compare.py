@@ -26,6 +26,7 @@ from graftwork.strict_json import load_json
 from graftwork.train.apart import Apart
 from graftwork.train.comparison import Row, as_json, draw, page
 from graftwork.train.data import load_data
+from graftwork.train.devices import need_one_process
 from graftwork.train.folder import named
 from graftwork.train.methods import recipes_of
 from graftwork.train.run import How
@@ -62,6 +63,7 @@ def compare(
 
     Raises RecipeError, DataError and Conflict before anything is written.
     """
+    need_one_process(recipe)
     how = how or How(resume=True)
     place = Path(f"{recipe.output}-compare" if folder is None else folder)
     made = _seeded(recipes_of(recipe, methods, changes), seeds or [recipe.training.seed], place)

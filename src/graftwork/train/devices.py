@@ -15,48 +15,79 @@ A batch is the recipe's `batch_size` rows whatever the number of processes, and 
 items (mean.py), so that a run learns what it learns in one process, up to rounding and to the random numbers of
 dropout, which every process draws for its own rows.
 
-The first process alone writes and speaks. What may fail is done by all and agreed on, or done by the first one and told
-to the others: either all go on or all raise the same error. How processes are started, and on which machines, is
-torchrun's; what they are follows from the environment that it sets.
+How processes are started, and on which machines, is torchrun's; what they are follows from the environment that it
+sets. How they act as one is in processes.py.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
-from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from transformers import PreTrainedModel
+from transformers.distributed import DistributedConfig
+from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 
 from graftwork.build import open_model
-from graftwork.errors import GraftworkError, RecipeError
+from graftwork.core.backbone import load_skeleton
+from graftwork.core.families import Family, family_of
+from graftwork.core.locate import layers_of
+from graftwork.errors import RecipeError
 from graftwork.model import AdapterModel
 from graftwork.recipe import Recipe
+from graftwork.schema.values import RECIPES
+from graftwork.tasks.task import Row
+from graftwork.train.processes import Processes
 
-MESSAGE = 25_000_000  # numbers of one message, which are held twice
-Value = TypeVar("Value")
+
+def _layers(base: PreTrainedModel, count: int) -> DistributedConfig:
+    """Every layer in parts, put together while it runs. The embeddings stay whole after they ran: heads read them."""
+    layers = {layer for stack in _family(base).stacks for layer in layers_of(base.base_model, stack)}
+    names = {name for name, module in base.named_modules() if module in layers}
+    plan = {replace_layer_number_by_wildcard(name): "free_full_weight" for name in names}
+    return DistributedConfig(fsdp_size=count, fsdp_plan=plan | dict.fromkeys(_embeddings(base), "keep_full_weight"))
+
+
+def _matrices(base: PreTrainedModel, count: int) -> DistributedConfig:
+    """Matrices in parts, as transformers plans them for a type of model. Raises RecipeError for one without a plan."""
+    if not base.config.base_model_tp_plan:
+        raise RecipeError(
+            f"training.parallel: tp: transformers has no tensor-parallel plan for {base.config.model_type}; take fsdp, "
+            "or ddp"
+        )
+    return DistributedConfig(tp_size=count, tp_plan=dict.fromkeys(_embeddings(base), "replicate"))
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to train on several devices. shares_rows: whether each process has other rows."""
+    """A way to train on several devices.
+
+    shares_rows: whether each process has other rows. spread: how transformers is to load the base (of which a skeleton
+    is given) in so many processes, None for whole. places: of sites where adapters see whole states, None for all.
+    """
 
     shares_rows: bool
+    spread: Callable[[PreTrainedModel, int], DistributedConfig] | None = None
+    places: tuple[str, ...] | None = None
 
 
-KINDS = {"ddp": Kind(shares_rows=True)}
+KINDS = {
+    "ddp": Kind(shares_rows=True),
+    "fsdp": Kind(shares_rows=True, spread=_layers),
+    "tp": Kind(shares_rows=False, spread=_matrices, places=("sublayer", "embed", "prompt")),
+}
 
 
 @dataclass(frozen=True)
-class Devices:
-    """The processes of a run and which of them this one is, counted from 0."""
+class Devices(Processes):
+    """The processes of a run, and what they share."""
 
     name: str = "ddp"
-    rank: int = 0
-    count: int = 1
 
     @property
     def kind(self) -> Kind:
@@ -64,93 +95,54 @@ class Devices:
         return KINDS[self.name]
 
     @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
-        return self.rank == 0
-
-    @property
-    def several(self) -> bool:
-        """Whether there are other processes."""
-        return self.count > 1
-
-    @property
     def record(self) -> dict[str, Any]:
         """What a run's result says of them; nothing of one process."""
         return {"kind": self.name, "processes": self.count} if self.several else {}
 
     def opened(self, recipe: Recipe) -> AdapterModel:
-        """The base of a recipe as this process holds it. Raises BackboneError."""
-        return open_model(recipe.model)
+        """The base of a recipe as this process holds it. Raises BackboneError, RecipeError for one without a plan."""
+        spread = self.kind.spread if self.several else None
+        return open_model(
+            recipe.model, None if spread is None else spread(load_skeleton(recipe.model.name), self.count)
+        )
+
+    def check(self, model: AdapterModel, recipe: Recipe, dev: Sequence[Row]) -> None:
+        """Raise RecipeError for what a recipe put on its base, or asks of rows like `dev`, that cannot be shared."""
+        said, places = f"training.parallel: {self.name}", self.kind.places
+        if not self.several:
+            return
+        if self.kind.shares_rows and recipe.task.kind == "similarity" and "label" not in dev[0]:
+            raise RecipeError(
+                f"{said}: pairs without labels learn from all others of their batch, which is shared by {self.count} "
+                "processes; train in one process"
+            )
+        copied = [name for name, parameter in model.parts.named_parameters() if isinstance(parameter, DTensor)]
+        if copied:
+            raise RecipeError(
+                f"{said}: {recipe.adapter.variant} begins as a copy of the base's own tensors, which no process "
+                "holds whole; take ddp"
+            )
+        used = {(table, name) for table in ("adapters", "fusions") for name in model.parts.records(table)}
+        keys = {key for part in used for key in model.parts.modules_of(*part)}
+        cut = sorted({site.place for site in model.backbone.sites if site.name in keys} - set(places or ()))
+        if places is not None and cut:
+            raise RecipeError(
+                f"{said}: {recipe.adapter.variant} works inside of matrices that are cut ({', '.join(cut)}); take "
+                "ddp or fsdp, or an adapter at the ends of sub-layers, such as seq_bn"
+            )
 
     def portion(self, batch: Sequence[int]) -> Sequence[int]:
         """The rows of a batch that are this process's, perhaps none; rows of like length stand side by side."""
         return batch[self.rank :: self.count] if self.kind.shares_rows else batch
 
+    def apart(self, rows: Sequence[int]) -> Sequence[int]:
+        """The rows that this process answers by itself; all of them where forwards of all processes meet."""
+        return rows if self.kind.spread else self.portion(rows)
+
     def seed(self, seed: int) -> None:
         """Draw other random numbers for other rows; the first process draws those of a run in one process."""
         if self.several and self.kind.shares_rows:
             torch.manual_seed(seed + self.rank)
-
-    def gathered(self, value: Value) -> list[Value]:
-        """What every process has, in their order."""
-        if not self.several:
-            return [value]
-        found: list[Any] = [None] * self.count
-        distributed.all_gather_object(found, value)
-        return found
-
-    def told(self, value: Value) -> Value:
-        """What the first process has."""
-        if not self.several:
-            return value
-        held: list[Any] = [value if self.first else None]
-        distributed.broadcast_object_list(held, src=0)
-        return held[0]  # type: ignore[no-any-return]
-
-    def agreed(self, work: Callable[[], Value]) -> Value:
-        """What some work gives here, once it has succeeded in all processes; else all raise the first one's error."""
-        if not self.several:
-            return work()
-        made, failed = _tried(work)
-        _raise(next((error for error in self.gathered(failed) if error is not None), None), self.first)
-        return made  # type: ignore[return-value]
-
-    def from_first(self, work: Callable[[], Value]) -> Value:
-        """What some work gives in the first process, where alone it is done; all raise its error."""
-        if not self.several:
-            return work()
-        made, failed = self.told(_tried(work) if self.first else (None, None))
-        _raise(failed, self.first)
-        return made  # type: ignore[return-value]
-
-    def make_equal(self, parameters: Iterable[Tensor]) -> None:
-        """Give all processes the first one's numbers."""
-        for parameter in parameters if self.several else ():
-            distributed.broadcast(parameter.data, src=0)
-
-    def average(self, parameters: Sequence[Tensor]) -> None:
-        """Average gradients over all processes; where one has none it counts as 0, where none has one there is none."""
-        if not self.several:
-            return
-        for bunch in _bunches(parameters):
-            parts = [torch.zeros_like(one) if one.grad is None else one.grad for one in bunch]
-            there = torch.tensor([float(one.grad is not None) for one in bunch])
-            sums = torch.cat([part.flatten().float() for part in (*parts, there.to(parts[0].device))])
-            distributed.all_reduce(sums)
-            *means, there = torch.split(sums / self.count, [*(one.numel() for one in bunch), len(bunch)])
-            for one, mean, share in zip(bunch, means, there.tolist(), strict=True):
-                one.grad = mean.view_as(one).to(one.dtype) if share else None
-
-    def one_then_all(self, work: Callable[[], Value]) -> Value:
-        """Some work that is done once and found done by the others: the first process begins, and they follow."""
-        made, failed = _tried(work) if self.first else (None, None)
-        _raise(self.told(failed), self.first)
-        return self.agreed(lambda: cast(Value, made) if self.first else work())
-
-    def wait(self) -> None:
-        """Until all are here."""
-        if self.several:
-            distributed.barrier()
 
     def loader(self, rows: Dataset[Any], sampler: Sampler[int], size: int, collate: Callable[[Any], Any]) -> Any:
         """Batches of `size` rows, of each the portion of this process; a process without rows has a spare one."""
@@ -162,14 +154,22 @@ class Devices:
 ALONE = Devices()
 
 
-def devices_of(*recipes: Recipe) -> Devices:
+def devices_of(recipe: Recipe) -> Devices:
     """The processes that torchrun or accelerate started; joins them. Raises RecipeError for what they cannot share."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     state = PartialState(cpu=not torch.accelerator.is_available())
-    found = Devices("ddp", state.process_index, state.num_processes)
-    found.agreed(lambda: _check(recipes, found))
+    found = Devices(state.process_index, state.num_processes, recipe.training.parallel)
+    found.agreed(lambda: _check(recipe, found))
     return found
+
+
+def need_one_process(recipe: Recipe) -> None:
+    """Raise RecipeError where there are several, for what makes several runs of one."""
+    devices = devices_of(recipe)
+    if devices.several:
+        several = f"several runs share one process, and there are {devices.count} processes here"
+        devices.fail(RecipeError(f"{several}; start it without torchrun, or train one recipe after another"))
 
 
 def speaks() -> bool:
@@ -177,13 +177,16 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def _check(recipes: Sequence[Recipe], devices: Devices) -> None:
-    if len(recipes) > 1:
-        raise RecipeError(
-            f"{len(recipes)} recipes together, in {devices.count} processes: what shares a forward runs in one; "
-            "train them in one process, or one after another"
-        )
-    training = recipes[0].training
+def _check(recipe: Recipe, devices: Devices) -> None:
+    training = recipe.training
+    if devices.kind.spread is not None:
+        said = f"training.parallel: {devices.name}: no process holds the whole base, which"
+        if training.method == "full":
+            raise RecipeError(f"{said} training.method: full trains; take ddp")
+        if any(member.endswith(RECIPES) for member in recipe.adapter.members or ()):
+            raise RecipeError(f"{said} the recipes among adapter.members stand on whole; train them first, or take ddp")
+        if training.prefix_cache != "off":
+            raise RecipeError(f"{said} training.prefix_cache: {training.prefix_cache} runs in one; set it to off")
     if devices.kind.shares_rows and training.batch_size < devices.count:
         raise RecipeError(
             f"training.batch_size: {training.batch_size} rows cannot be shared by {devices.count} processes; it is the "
@@ -191,29 +194,23 @@ def _check(recipes: Sequence[Recipe], devices: Devices) -> None:
         )
 
 
-def _tried(work: Callable[[], Value]) -> tuple[Value | None, GraftworkError | None]:
+def _family(base: PreTrainedModel) -> Family:
+    """Where the layers of a base are. Raises RecipeError for a type without a row."""
+    found = family_of(base.config, base.base_model)
+    if found is None:
+        raise RecipeError(
+            f"training.parallel: fsdp: the layers of {base.config.model_type} are in no table of ours; take ddp"
+        )
+    return found
+
+
+def _embeddings(base: PreTrainedModel) -> list[str]:
+    """The name of what embeds a base's input ids, where it does."""
     try:
-        return work(), None
-    except GraftworkError as error:
-        return None, error
-
-
-def _raise(error: GraftworkError | None, first: bool) -> None:
-    if error is not None:
-        error.said_elsewhere = not first
-        raise error
-
-
-def _bunches(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Parameters of one message each: at most MESSAGE numbers, or one parameter that has more."""
-    bunch: list[Tensor] = []
-    for parameter in parameters:
-        if bunch and sum(one.numel() for one in bunch) + parameter.numel() > MESSAGE:
-            yield bunch
-            bunch = []
-        bunch.append(parameter)
-    if bunch:
-        yield bunch
+        table = base.get_input_embeddings()
+    except NotImplementedError:
+        return []
+    return [name for name, module in base.named_modules() if module is table][:1]
 
 
 class _Portions(BatchSampler):

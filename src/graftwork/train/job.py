@@ -6,7 +6,7 @@ The three ways to train, in one table: an adapter or fusion; only a head on the 
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -111,7 +111,7 @@ def prepare(recipe: Recipe, registry: Registry | None, devices: Devices = ALONE)
     wants_bf16(recipe.training)
     data = load_data(recipe)
     model = devices.opened(recipe)
-    return replace(assemble(recipe, registry, data, model, read(recipe, data, model)), devices=devices)
+    return assemble(recipe, registry, data, model, read(recipe, data, model), devices)
 
 
 def read(recipe: Recipe, data: Data, model: AdapterModel) -> Read:
@@ -134,12 +134,15 @@ def read(recipe: Recipe, data: Data, model: AdapterModel) -> Read:
     return Read(task, encoder, encoded, tuple(data.dev[row] for row in order), stream)
 
 
-def assemble(recipe: Recipe, registry: Registry | None, data: Data, model: AdapterModel, rows: Read) -> Job:
+def assemble(
+    recipe: Recipe, registry: Registry | None, data: Data, model: AdapterModel, rows: Read, devices: Devices = ALONE
+) -> Job:
     """The job of a recipe on a model without parts. Raises UserErrors as `prepare`; seeds torch's random numbers."""
     if model.dtype == torch.float16:
         raise RecipeError("model.dtype: float16 loses small gradients; train in float32 or bfloat16")
     torch.manual_seed(recipe.training.seed)  # of the new weights
     setup, learner = METHODS[recipe.training.method](model, recipe, rows.task, registry)
+    devices.check(model, recipe, rows.dev)
     metric = _metric(recipe, rows.task, model, rows.encoder, setup, rows.dev)
     redraw = rows.task.redraw(rows.encoder, recipe.training.seed)
     splits = rows.encoded
@@ -167,6 +170,7 @@ def assemble(recipe: Recipe, registry: Registry | None, data: Data, model: Adapt
         drop,
         prefix,
         notes,
+        devices,
     )
 
 

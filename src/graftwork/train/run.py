@@ -21,7 +21,7 @@ from transformers import TrainerState
 
 from graftwork.build import open_model, without_bars
 from graftwork.compose.tree import show
-from graftwork.evaluate import evaluate
+from graftwork.evaluate import answer
 from graftwork.model import AdapterModel
 from graftwork.packing import Provenance
 from graftwork.recipe import Recipe, dump
@@ -214,17 +214,24 @@ def _best_epoch(job: Job, state: TrainerState) -> float:
 
 
 def _scores(job: Job, model: AdapterModel, rows: Sequence[Row], skip: Sequence[int] = ()) -> dict[str, float]:
-    """Of the composition on labelled rows, without adapters in the layers `skip`."""
-    return evaluate(
+    """Of the composition on labelled rows, without adapters in the layers `skip`; processes answer those of each."""
+    places = job.devices.apart(range(len(rows)))
+    answers = answer(
         model,
         job.task,
         job.encoder,
-        rows,
+        [rows[place] for place in places],
         adapters=job.setup.composition,
         head=job.setup.name,
         batch_size=job.recipe.training.eval_batch_size,
         skip_layers=skip,
-    )[0]
+    )
+    found = {
+        place: one
+        for part in job.devices.gathered(dict(zip(places, answers, strict=True)))
+        for place, one in part.items()
+    }
+    return job.task.score([found[place] for place in range(len(rows))], rows)
 
 
 def _training(job: Job, steps: int, best: float, curve: Sequence[Mapping[str, float]]) -> dict[str, Any]:

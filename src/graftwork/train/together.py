@@ -32,7 +32,7 @@ from graftwork.registry.store import Registry
 from graftwork.tasks.text import TextEncoder
 from graftwork.train.callbacks import bars
 from graftwork.train.data import load_data
-from graftwork.train.devices import devices_of
+from graftwork.train.devices import need_one_process
 from graftwork.train.folder import RunFolder
 from graftwork.train.job import Job, assemble, read
 from graftwork.train.outcome import TrainResult
@@ -64,7 +64,7 @@ def train_together(
     Raises UserErrors before anything is written; RecipeError for recipes that cannot share a forward.
     """
     check(recipes)
-    devices_of(*recipes)
+    need_one_process(recipes[0])
     for recipe in recipes:
         RunFolder(recipe.output).check(resume=resume, overwrite=overwrite)
     jobs = _jobs(recipes, registry)

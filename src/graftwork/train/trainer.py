@@ -141,6 +141,11 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         """What trains is equal in all processes from here on: `training_step` averages its gradients."""
         self.devices.make_equal(one for one in self.model.parameters() if one.requires_grad)
 
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """A base that lies in several processes is where it belongs."""
+        if not getattr(getattr(model, "base", None), "is_distributed_loading_by_transformers", False):
+            super()._move_model_to_device(model, device)
+
     @property
     def _dropped(self) -> Sequence[int]:
         """The layers that this step runs without adapters."""
