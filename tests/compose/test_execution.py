@@ -162,6 +162,32 @@ def test_what_is_not_folded_is_not_watched() -> None:
         assert (low.stale, both.stale) == (False, True)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("execution", ["folded", "banked"])
+def test_what_an_optimiser_writes_between_two_scorings_is_followed(execution: str, fused: bool) -> None:
+    """Fused optimisers, the default of transformers' Trainer, write to weights and torch does not count it."""
+    model, inputs = made(), tiny.inputs("bert", rows=2, tokens=5)
+    setup = "Stack(a, b)"
+    scored: dict[str, Any] = {"adapters": [setup, "a"], "head": "none"}
+
+    def equal() -> bool:
+        with torch.no_grad():
+            model.execution = execution
+            found = model(**inputs, **scored)[0]
+            model.execution = "reference"
+            return relative(found, model(**inputs, **scored)[0]) < 1e-5
+
+    model.requires_grad_(False)
+    assert equal()  # frozen, as what is installed is
+    model.parts.train_only([("adapters", "b")])
+    optimiser = torch.optim.AdamW([one for one in model.parts.parameters() if one.requires_grad], 1e-1, fused=fused)
+    for _ in range(3):
+        model(**inputs, adapters=setup, head="none")[0].square().sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        assert equal()
+
+
 def test_folds_beyond_their_room_make_place_for_those_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made()
     planner = model._planner

@@ -1,32 +1,36 @@
 """Whether weights are still what they were when something was derived from them.
 
 Three things tell, for each parameter: it is still held where it was, nothing was written to it (torch counts that), and
-its numbers still lie where they lay (`.to` and `.data =` put others into the same parameter and count nothing). They
-are asked before every call, so they are asked in flat loops inside the interpreter, and once for each parameter of a
-call, however many sites and compositions share it.
+its numbers still lie where they lay (`.to` and `.data =` put others into the same parameter and count nothing). Of what
+may be trained a copy tells too: fused optimisers, transformers' default, write without being counted. They are asked
+before every call, so they are asked in flat loops inside the interpreter, and once for each parameter of a call,
+however many sites and compositions share it.
 """
 
 from collections.abc import Iterable, Iterator
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from graftwork.core.bottleneck import Tied
 from graftwork.core.phm import PHM
 
-_VERSION = attrgetter("_version")
+_VERSION, _TRAINS = attrgetter("_version"), attrgetter("requires_grad")
 
 
 class _Seen(NamedTuple):
     """A parameter or a submodule, and what it was. alias: keeps its numbers where they are, so that no other ones can
-    come to lie there. Both None where only what it is matters: submodules, and parameters that are used as they are."""
+    come to lie there; copy: of the numbers of one that may be trained. None where only what it is matters: submodules,
+    and parameters that are used as they are."""
 
     held: dict[str, Any]
     name: str
     it: Any
     version: int | None
     alias: Tensor | None
+    copy: Tensor | None = None
 
     @property
     def key(self) -> tuple[int, str, int, int | None, int | None]:
@@ -47,6 +51,8 @@ class Watch:
         self._versions = [one.version for one in self._seen if one.version is not None]
         self._tensors = [one.it for one in self._seen if one.alias is not None]
         self._addresses = [one.alias.data_ptr() for one in self._seen if one.alias is not None]
+        self._copies = [(one.it, one.copy) for one in self._seen if one.copy is not None]
+        self._trained = [one.copy is not None for one in self._seen if one.alias is not None]
 
     @classmethod
     def of(cls, modules: Iterable[nn.Module], used: bool = False) -> "Watch":
@@ -55,7 +61,9 @@ class Watch:
         used: their parameters themselves are used, so that only another one in their place would not be seen.
         """
         seen = (one for module in modules for one in _seen(module))
-        return cls(one._replace(version=None, alias=None) for one in seen) if used else cls(seen)
+        if used:
+            return cls(one._replace(version=None, alias=None) for one in seen)
+        return cls(map(_copied, seen))
 
     @classmethod
     def joined(cls, watches: Iterable["Watch"]) -> "Watch":
@@ -70,7 +78,13 @@ class Watch:
             not all(map(is_, map(dict.get, self._held, self._names), self._its))
             or list(map(_VERSION, self._counted)) != self._versions
             or list(map(Tensor.data_ptr, self._tensors)) != self._addresses
+            or list(map(_TRAINS, self._tensors)) != self._trained
+            or not all(torch.equal(one, copy) for one, copy in self._copies)
         )
+
+
+def _copied(one: _Seen) -> _Seen:
+    return one if one.alias is None or not one.it.requires_grad else one._replace(copy=one.alias.clone())
 
 
 def parameters(member: nn.Module) -> Iterator[nn.Parameter]:
