@@ -88,9 +88,11 @@ def test_a_head_is_the_one_that_the_task_describes(task: Any) -> None:
 
 def test_flags_change_the_variant(tmp_path: Path) -> None:
     flags = {"variant": "pfeiffer", "reduction_factor": 8, "non_linearity": "gelu", "leave_out": [0]}
-    config = build.adapter_config(recipe(tmp_path, flags).adapter)
+    config = build.adapter_config(recipe(tmp_path, flags).adapter, 2)
     assert (config.reduction_factor, config.non_linearity, config.leave_out) == (8, "gelu", (0,))
     assert config.original_ln_before  # pfeiffer's own
+    last = build.adapter_config(recipe(tmp_path, {"leave_out": ["last", 0]}).adapter, 2)
+    assert last.leave_out == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -98,4 +100,4 @@ def test_flags_change_the_variant(tmp_path: Path) -> None:
 )
 def test_a_variant_that_is_not_there_is_a_recipe_error(tmp_path: Path, flags: dict[str, Any], says: str) -> None:
     with pytest.raises(RecipeError, match=f"adapter: .*{says}"):
-        build.adapter_config(recipe(tmp_path, flags).adapter)
+        build.adapter_config(recipe(tmp_path, flags).adapter, 2)

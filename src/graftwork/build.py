@@ -98,10 +98,16 @@ def package_task(manifest: Manifest) -> Task:
     return task_from_spec(manifest.task)
 
 
-def adapter_config(section: AdapterSection) -> MethodConfig:
-    """The configuration of a recipe's new adapter: its variant, changed by its flags. Raises RecipeError."""
+def adapter_config(section: AdapterSection, layers: int) -> MethodConfig:
+    """The configuration of a recipe's new adapter on a base of so many layers: its variant, changed by its flags.
+
+    Raises RecipeError.
+    """
+    changes = section.overrides()
+    if "last" in (left_out := changes.get("leave_out") or ()):
+        changes["leave_out"] = [layers - 1 if layer == "last" else layer for layer in left_out]
     try:
-        return read_config(section.variant, section.overrides())
+        return read_config(section.variant, changes)
     except AdapterError as error:
         raise RecipeError(f"adapter: {error}") from None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.compose.grammar import parse
+from graftwork.compose.order import check_order
 from graftwork.compose.tree import Composition, Parallel, fusions, has, leaves, show, top
 from graftwork.core.backbone import Backbone, load_skeleton
 from graftwork.core.families import FAMILIES, Family, family_of
@@ -213,6 +214,7 @@ def _packages(tree: Composition, registry: Registry, model: str | None) -> tuple
         manifests[name], contents = read_manifest(found.path)
         if not contents.parameters(role):
             raise NotFound(f"{found} holds no {role}")
+    check_order(tree, lambda name: manifests[name].role)
     bases = list(dict.fromkeys(one.base.name for one in manifests.values() if one.base.name))
     if not (model or bases):
         raise NotFound("its packages name no base; say which with --model")

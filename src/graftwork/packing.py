@@ -14,6 +14,7 @@ from torch import Tensor
 
 from graftwork.compose.claims import check_part_name
 from graftwork.compose.grammar import as_composition
+from graftwork.compose.order import TASK
 from graftwork.compose.parts import OUR_SEMANTICS, Parts
 from graftwork.compose.prune import keep_members
 from graftwork.compose.tree import Fuse, leaves, show
@@ -23,6 +24,7 @@ from graftwork.core.heads import HeadConfig, read_head, write_head
 from graftwork.core.kinds import read_config, write_config
 from graftwork.errors import AdapterError, CompositionError, Conflict, PackageError
 from graftwork.manifest import BaseRef, FusionSpec, HeadSpec, Manifest, Member, TaskSpec
+from graftwork.registry.modest import check_sizes
 from graftwork.registry.package import Package
 
 
@@ -30,7 +32,7 @@ from graftwork.registry.package import Package
 class Provenance:
     """What a model cannot know of its own parts: how they were trained, on what, and how good they are."""
 
-    role: Literal["task", "language"] = "task"
+    role: Literal["task", "language"] | None = None  # None: as it was installed, else task
     task: TaskSpec | None = None
     vocabulary: str | None = None
     composition: str = ""  # "Stack(hi, ner)"; empty where it was trained alone
@@ -49,7 +51,10 @@ def pack(parts: Parts, backbone: Backbone, name: str, with_head: bool, provenanc
     fields: dict[str, Any] = {}
     if name in parts.adapter_configs:
         tensors |= _named("adapter", parts.tensors("adapters", name))
-        fields |= {"role": provenance.role, "method": write_config(parts.adapter_configs[name])}
+        fields |= {
+            "role": provenance.role or parts.roles.get(name, TASK),
+            "method": write_config(parts.adapter_configs[name]),
+        }
         fields |= {"sites": parts.sites_of("adapters", name)}
     elif name in parts.fusion_records:
         tensors |= _named("fusion", parts.tensors("fusions", name))
@@ -145,7 +150,7 @@ def install(
     for one in wanted:
         if name in parts.records(one):
             raise AdapterError(f"{one[:-1]} {name!r} is already there; install the package under another name")
-    _check_sizes(package, name, max(site.width for site in backbone.sites))
+    check_sizes(package, name, max(site.width for site in backbone.sites))
     try:
         _add(parts, backbone, manifest, name, fuse, with_head)
         _check_sites(manifest, parts, table, name)
@@ -156,7 +161,24 @@ def install(
         raise
     if table == "adapters":
         parts.origins[name] = package.digest
+        parts.roles[name] = manifest.role
     return name
+
+
+def install_head(parts: Parts, backbone: Backbone, package: Package, name: str) -> None:
+    """Add only the head that a package holds, frozen, under `name`. Raises as `install`, AdapterError for no head."""
+    if package.manifest.head is None:
+        raise AdapterError(f"package {package.manifest.name!r} (role {package.manifest.role}) has no head")
+    check_part_name(name, "heads")
+    _check_base(package.manifest, backbone, name)
+    check_sizes(package, name, max(site.width for site in backbone.sites))
+    parts.add_head(name, read_head(package.manifest.head.model_dump()), backbone)
+    try:
+        _fill(parts, ["heads"], name, package)
+    except BaseException:
+        parts.remove("heads", name)
+        raise
+    parts.head(name).requires_grad_(False)
 
 
 def _add(parts: Parts, backbone: Backbone, manifest: Manifest, name: str, fuse: Fuse | None, with_head: bool) -> None:
@@ -218,31 +240,6 @@ def _local_fuse(manifest: Manifest, parts: Parts, backbone: Backbone, name: str,
                 "is another adapter; install the member packages that it names"
             )
     return fuse
-
-
-_SIZES = ("r", "bottleneck_size", "prefix_length", "prompt_length", "phm_dim", "phm_rank", "num_outputs", "width")
-_FACTORS = ("reduction_factor", "inv_adapter_reduction_factor")
-_MODEST = 4096  # a size that is allocated whatever the tensors say
-
-
-def _check_sizes(package: Package, name: str, hidden: int) -> None:
-    """Raise PackageError for a size that no tensor of the package has: nothing is allocated on a file's word alone."""
-    limit = max([_MODEST, hidden, *(size for tensor in package.tensors.values() for size in tensor.shape)])
-    head = package.manifest.head
-    written: list[Mapping[str, Any]] = [package.manifest.method or {}, {} if head is None else head.model_dump()]
-    if head is not None and head.layers > len(package.tensors) + 1:
-        raise PackageError(f"package {name!r}: a head of {head.layers} layers has {len(package.tensors)} tensors")
-    while written:
-        for key, value in written.pop().items():
-            values = (
-                list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
-            )
-            written += [one for one in [value, *values] if isinstance(one, Mapping)]
-            numbers = [one for one in values if isinstance(one, int | float)]
-            if key in _SIZES and any(one > limit for one in numbers):
-                raise PackageError(f"package {name!r}: {key} {value!r:.80} is more than any tensor has ({limit})")
-            if key in _FACTORS and any(0 < one < hidden / limit for one in numbers):
-                raise PackageError(f"package {name!r}: {key} {value!r:.80} would make layers wider than {limit}")
 
 
 def as_written(manifest: Manifest) -> Fuse:

@@ -8,12 +8,14 @@ import torch
 
 from graftwork.build import add_task_head
 from graftwork.compose.tree import Fuse, Stack, show
-from graftwork.errors import AdapterError, Conflict, NotFound, RecipeError
+from graftwork.errors import AdapterError, CompositionError, Conflict, NotFound, RecipeError
 from graftwork.model import AdapterModel
 from graftwork.packing import Provenance
-from graftwork.recipe import Recipe
+from graftwork.recipe import Recipe, override
 from graftwork.registry.store import Registry
 from graftwork.tasks.classify import Classification
+from graftwork.tasks.kinds import task_class
+from graftwork.tasks.regression import Regression
 from graftwork.train import setup
 from tests import tiny
 from tests.train import small
@@ -166,3 +168,119 @@ def test_a_name_in_use_is_refused(tmp_path: Path) -> None:
     made.add_adapter("mood")
     with pytest.raises(AdapterError, match="'mood' is already there"):
         setup.set_up(made, small.recipe(tmp_path), TASK)
+
+
+def test_several_language_adapters_lie_below_in_turn(tmp_path: Path, registry: Registry) -> None:
+    made = model()
+    asked = recipe(tmp_path, {"composition": "stack", "language_adapter": ["hi@1", "hi@2"]})
+    done = setup.set_up(made, asked, TASK, registry)
+    assert done.composition == Stack("hi@1", "mood") == made.active_adapters
+    assert done.cycle == (Stack("hi@1", "mood"), Stack("hi@2", "mood"))
+    assert [member.name for member in done.members] == ["hi@1", "hi@2"]
+    assert trained(made) == {"adapters/mood", "heads/mood"}
+    one = recipe(tmp_path, {"composition": "stack", "language_adapter": "hi@1"})
+    assert setup.set_up(model(), one, TASK, registry).cycle == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"adapter.language_adapter": ["hi"]}, "language_adapter: .* is not allowed; write .*a list of two or more"),
+        ({"adapter.language_adapter": ["hi", "hi"]}, "'hi' stands there twice; name each language once"),
+        (
+            {"training.base_dropout": False, "training.prefix_cache": "auto"},
+            "prefix_cache: 'auto': other language adapters lie below in every step, or set it to off",
+        ),
+        ({"adapter.composition": None}, "has no meaning without composition: stack"),
+    ],
+)
+def test_lists_of_languages_that_cannot_be(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    listed = {"adapter": {"composition": "stack", "language_adapter": ["hi@1", "hi@2"]}}
+    with pytest.raises(RecipeError, match=says):
+        override(small.recipe(tmp_path, listed), changes)
+
+
+def test_a_head_from_a_package_answers_and_stays_frozen(tmp_path: Path, registry: Registry) -> None:
+    made = model()
+    taken = override(recipe(tmp_path, {"composition": "stack", "language_adapter": "hi@1"}), {"task.head": "ner@1"})
+    done = setup.set_up(made, taken, TASK, registry)
+    assert [(member.name, member.digest) for member in done.members][1] == ("ner@1", registry.get("ner@1").digest)
+    assert trained(made) == {"adapters/mood"}
+    here, there = made.package("mood"), registry.get("ner@1")
+    for name, tensor in there.tensors.items():
+        if name.startswith("head/"):
+            assert torch.equal(here.tensors[name], tensor)
+    assert here.manifest.head == there.manifest.head
+    assert list(made.parts.head_configs) == ["mood"]
+    assert made.parts.adapter_configs.keys() == {"hi@1", "mood"}
+
+
+@pytest.mark.parametrize(
+    ("head", "task", "says"),
+    [
+        ("ner@1", Classification(("a", "b"), 32), r"ner@1 has a head for classification with the labels bad, good; "
+                                                  r"the recipe's task is classification with the labels a, b"),
+        ("ner@1", Regression((), 32), r"ner@1 has a head for classification .*; the recipe's task is regression$"),
+        ("hi@1", TASK, r"task\.head: hi@1 has no head; the recipe's task is classification with the labels bad, good"),
+    ],
+)  # fmt: skip
+def test_heads_that_do_not_answer_the_task(tmp_path: Path, registry: Registry, head: str, task: Any, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        setup.set_up(model(), override(small.recipe(tmp_path), {"task.head": head}), task, registry)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"training.method": "head"}, r"task\.head: 'mlm@1' stays frozen, and training\.method: head trains only the"),
+        ({"training.method": "full"}, r"task\.head: 'mlm@1' stays frozen, and training\.method: full trains every"),
+        ({"task.pooling": "mean"}, r"task\.pooling: the head of 'mlm@1' keeps its own; remove it"),
+    ],
+)
+def test_what_has_no_meaning_with_a_frozen_head(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        override(small.recipe(tmp_path), {"task.head": "mlm@1", **changes})
+
+
+@pytest.mark.parametrize(
+    ("adapter", "kind", "role"),
+    [
+        ({}, "classification", "task"),
+        ({}, "masked_lm", "language"),
+        ({}, "causal_lm", "language"),
+        ({"role": "task"}, "causal_lm", "task"),
+        ({"role": "language"}, "classification", "language"),
+        ({"composition": "stack", "language_adapter": "hi@1"}, "masked_lm", "task"),
+    ],
+)
+def test_a_package_says_what_it_is_for(
+    tmp_path: Path, registry: Registry, adapter: dict[str, Any], kind: str, role: str
+) -> None:
+    made, task = model(), TASK if kind == "classification" else task_class(kind)((), 32)
+    setup.set_up(made, override(recipe(tmp_path, adapter), {"task.kind": kind}), task, registry)
+    assert made.package("mood").manifest.role == role
+
+
+def test_a_language_adapter_on_one_of_a_task_is_refused(tmp_path: Path, registry: Registry) -> None:
+    asked = recipe(tmp_path, {"composition": "stack", "language_adapter": "ner@1", "role": "language"})
+    with pytest.raises(CompositionError, match=r"mood is a language adapter and ner@1, below it, a task adapter"):
+        setup.set_up(model(), asked, TASK, registry)
+
+
+def test_installed_adapters_keep_their_role(registry: Registry) -> None:
+    made = model()
+    for name in ("hi@1", "ner@1"):
+        made.install(registry.get(name), name)
+    made.set_active_adapters(Stack("hi@1", "ner@1"))
+    with pytest.raises(CompositionError, match=r"write Stack\(hi@1, ner@1\), or Stack\(ner@1, hi@1, order=any\)"):
+        made.set_active_adapters(Stack("ner@1", "hi@1"))
+    inputs = tiny.inputs("bert")
+    with pytest.raises(CompositionError, match="hi@1 is a language adapter"):
+        made(**inputs, adapters=["ner@1", "Stack(ner@1, hi@1)"], head="ner@1")
+    forced = made(**inputs, adapters="Stack(ner@1, hi@1, order=any)", head="ner@1").logits
+    assert made.package("hi@1").digest == registry.get("hi@1").digest
+    package = registry.get("hi@1")
+    made.install(
+        type(package)(package.manifest.model_copy(update={"role": "task"}), package.tensors), "plain", with_head=False
+    )
+    assert torch.equal(forced, made(**inputs, adapters="Stack(ner@1, plain)", head="ner@1").logits)

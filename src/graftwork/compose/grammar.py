@@ -1,6 +1,7 @@
 """The written form of a composition: `Stack(hi, Fuse(a, b, name=ab))` to and from the blocks of `tree.py`.
 
-    composition := NAME | "none" | BLOCK "(" member ("," member)* ["," "name" "=" NAME] ")"
+    composition := NAME | "none" | BLOCK "(" member ("," member)* ["," option] ")"
+    option      := "name" "=" NAME | "order" "=" "any"             of a Fuse, of a Stack
     member      := composition [":" NUMBER]
 
 `parse(tree.show(c)) == c` for every composition c.
@@ -14,6 +15,7 @@ from graftwork.compose.tree import BLOCKS, DEEPEST, NAME, NONE, Block, Compositi
 from graftwork.errors import CompositionError
 
 NUMBERS = {"Average": "weights", "Split": "splits", "BatchSplit": "batch_sizes"}  # block -> keyword of its numbers
+OPTIONS = {"Fuse": "name", "Stack": "order"}  # block -> what it may say of itself after its members
 
 
 def as_composition(value: object) -> Composition:
@@ -116,9 +118,10 @@ class _Reader:
         while self.peek() != ")":
             if children:
                 self.take(",")
-            if kind == "Fuse" and self.peek() == "name" and self.follows("="):
+            if self.peek() == OPTIONS.get(kind) and self.follows("="):
+                option = self.peek()
                 self.at += 2
-                options["name"] = self.name()
+                options[option] = self.name()
                 break
             children.append(self.composition())
             if self.peek() == ":":

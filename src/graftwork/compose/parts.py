@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graftwork.compose.needs import check_needs
+from graftwork.compose.order import check_order
 from graftwork.compose.records import FusionRecord
 from graftwork.compose.tree import Composition, Fuse, fusions, leaves, show
 from graftwork.core.adapter import Adapter, MethodConfig, uses_of
@@ -50,6 +51,7 @@ class Parts(nn.Module):
         self.active_embeddings = "default"  # those of calls that name none
         self.custom_heads: dict[str, Factory] = {}  # registered name -> what makes such a head
         self.origins: dict[str, str] = {}  # adapter -> digest of the package it came from, while unchanged
+        self.roles: dict[str, str] = {}  # adapter -> what it was trained for, "task" or "language", where it is known
         self.semantics: dict[tuple[str, str], str] = {}  # (table, name) -> whose reading, where it is not our own
         self._views: dict[int, View | None] = {}  # site index -> how `adapters` reads it
         self._counts_prefixes = False
@@ -169,6 +171,7 @@ class Parts(nn.Module):
         if table == "adapters":
             self.origins.pop(name, None)
             self.averages.pop(name, None)
+            self.roles.pop(name, None)
 
     def records(self, table: str) -> dict[str, Any]:
         """Name -> configuration of every part in "adapters", "fusions", "heads" or "embeddings"."""
@@ -213,7 +216,9 @@ class Parts(nn.Module):
             )
 
     def check(self, tree: Composition) -> None:
-        """Raise AdapterError unless every adapter and fusion of the composition is here, members in trained order."""
+        """Raise AdapterError unless every adapter and fusion of the composition is here, members in trained order, and
+        CompositionError for a language adapter on one of a task."""
+        check_order(tree, self.roles.get)
         for name in leaves(tree):
             self.need_adapter(name)
         for fuse in fusions(tree):

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias, Union
+from typing import ClassVar, Literal, TypeAlias, Union
 
 from graftwork.errors import CompositionError
 
@@ -68,16 +68,25 @@ _ONE_PARALLEL = "one Parallel in a composition decides how often a row is repeat
 
 @dataclass(frozen=True, init=False, repr=False)
 class Stack(Block):
-    """One member after another; each reads the stream that the earlier ones have changed."""
+    """One member after another; each reads what the earlier ones have changed. order: "any" as `order.py` says."""
 
     children: tuple[Composition, ...]
+    order: Literal["any"] | None
 
-    def __init__(self, *children: Composition) -> None:
+    def __init__(self, *children: Composition, order: Literal["any"] | None = None) -> None:
         self._settle(children)
+        object.__setattr__(self, "order", order)
+        if order not in (None, "any"):
+            raise CompositionError(f"Stack has order {order!r}; it is 'any', or left out")
         if sum(has(child, Parallel) for child in children) > 1:
             raise CompositionError(f"{self} holds more than one Parallel: {_ONE_PARALLEL}")
 
     __repr__ = Block.__str__
+
+    def _arguments(self) -> Iterator[str]:
+        yield from map(show, self.children)
+        if self.order:
+            yield f"order={self.order}"
 
 
 @dataclass(frozen=True, init=False, repr=False)

@@ -41,7 +41,7 @@ POOLS = (
     "similarity",
     "image_classification",
 )  # one answer a row
-_NOT_FLAGS = ("variant", "composition", "language_adapter", "task_adapter", "members")
+_NOT_FLAGS = ("variant", "composition", "language_adapter", "task_adapter", "members", "role")
 
 
 def conflicts(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -49,7 +49,9 @@ def conflicts(data: Mapping[str, Any]) -> Iterator[Problem]:
     adapter, task, source = (_section(data, name) for name in ("adapter", "task", "data"))
     yield from _composition(adapter, _section(data, "training").get("method", "adapter"))
     yield from _fusing(adapter, _section(data, "training"))
-    yield from _resting(_section(data, "training"), task.get("kind"))
+    cycles = isinstance(adapter.get("language_adapter"), list)
+    yield from _resting(_section(data, "training"), task.get("kind"), cycles)
+    yield from _head(task, _section(data, "training").get("method", "adapter"))
     yield from _dropping(_section(data, "training"), task.get("kind"))
     yield from _task(task)
     yield from _columns(task.get("kind"), source.get("columns"))
@@ -83,6 +85,9 @@ def _composition(adapter: Mapping[str, Any], method: Any) -> Iterator[Problem]:
             yield _about("adapter", key, f"{adapter[key]!r} has no meaning without composition: {needs}")
     if composition == "stack" and adapter.get("language_adapter") is None:
         yield _about("adapter", "language_adapter", "missing; composition: stack needs the adapter below, such as hi@3")
+    listed = adapter.get("language_adapter")
+    if isinstance(listed, list) and (twice := _twice(listed)):
+        yield _about("adapter", "language_adapter", f"{twice[0]!r} stands there twice; name each language once")
     if composition == "fuse":
         members = adapter.get("members")
         if members is None or (isinstance(members, list) and len(members) < 2):
@@ -107,7 +112,7 @@ def _fusing(adapter: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator
             yield _about("training", key, "false has no meaning without adapter.composition: fuse; remove it")
 
 
-def _resting(training: Mapping[str, Any], kind: Any) -> Iterator[Problem]:
+def _resting(training: Mapping[str, Any], kind: Any, cycles: bool) -> Iterator[Problem]:
     """What has no meaning without a frozen base that rests, and rows that stay what they are."""
     full, rests = training.get("method") == "full", training.get("base_dropout") in (False, "no", "off")
     if full and rests:
@@ -122,6 +127,8 @@ def _resting(training: Mapping[str, Any], kind: Any) -> Iterator[Problem]:
         why = "the base's dropout draws other states in every epoch; set training.base_dropout: false"
     elif kind == "masked_lm":
         why = "masked_lm hides other pieces in every epoch"
+    elif cycles:
+        why = "other language adapters lie below in every step"
     elif kind == "image_classification":
         why = "states are kept of texts, not of images"
     if why:
@@ -150,6 +157,19 @@ def _task(task: Mapping[str, Any]) -> Iterator[Problem]:
         yield _about("task", "labels", f"{twice[0]!r} stands there twice; name each label once")
     if task.get("pooling") is not None and kind in FIELDS and kind not in POOLS:
         yield _about("task", "pooling", f"{kind} answers once a token and pools nothing; remove it")
+
+
+def _head(task: Mapping[str, Any], method: Any) -> Iterator[Problem]:
+    """What has no meaning with a head that stays as it is."""
+    if task.get("head") is None:
+        return
+    if method in ("full", "head"):
+        why = "trains every weight" if method == "full" else "trains only the head"
+        yield _about(
+            "task", "head", f"{shown(task['head'])} stays frozen, and training.method: {method} {why}; remove it"
+        )
+    if task.get("pooling") is not None:
+        yield _about("task", "pooling", f"the head of {shown(task['head'])} keeps its own; remove it")
 
 
 def _columns(kind: Any, columns: Any) -> Iterator[Problem]:

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from graftwork.schema.values import (
     Columns,
     Count,
+    Cycled,
     Flag,
     Label,
+    Layer,
     LayersDropped,
     Member,
     NotNegative,
@@ -60,7 +62,7 @@ class AdapterSection(Section):
     use_gating: Flag | None = None
     residual_before_ln: Flag | Literal["post_add"] | None = None
     adapter_residual_before_ln: Flag | None = None
-    leave_out: tuple[Whole, ...] | None = None
+    leave_out: tuple[Layer, ...] | None = None
     dropout: Share | None = None
     stochastic_depth: Share | None = None
     mh_adapter: Flag | None = None
@@ -68,9 +70,10 @@ class AdapterSection(Section):
     cross_adapter: Flag | None = None
     options: dict[str, JsonValue] | None = None  # of other methods: lora has r, alpha, …
     composition: Literal["stack", "fuse"] | None = None
-    language_adapter: Reference | None = None  # stack: lies below, stays frozen
+    language_adapter: Reference | Cycled | None = None  # stack: lies below, stays frozen; of several one in each step
     task_adapter: Reference | None = None  # stack: where training starts; null = a new adapter
     members: tuple[Member, ...] | None = None  # fuse; one that is a recipe is trained first
+    role: Literal["task", "language"] | None = None  # null = language for a language model that is trained alone
 
     def overrides(self) -> dict[str, Any]:
         """The flags and options that the recipe sets, for the variant to take over."""
@@ -80,7 +83,7 @@ class AdapterSection(Section):
 ADAPTER_FLAGS = tuple(
     key
     for key in AdapterSection.model_fields
-    if key not in ("variant", "options", "composition", "language_adapter", "task_adapter", "members")
+    if key not in ("variant", "options", "composition", "language_adapter", "task_adapter", "members", "role")
 )
 
 
@@ -124,11 +127,13 @@ class TaskSection(Section):
     """What is learned. `labels` fixes the labels and their order; null = those of the training rows, sorted.
 
     `pooling`: the hidden state that stands for a row; null = as the base's kind has it (first token, or last).
+    `head`: a package whose head answers and stays frozen; null = a new head trains.
     """
 
     kind: TaskKind
     labels: Annotated[tuple[Label, ...], Field(min_length=2)] | None = None
     pooling: Literal["first", "last", "mean"] | None = None
+    head: Reference | None = None
 
 
 class HubSource(Section):

@@ -75,6 +75,12 @@ Member = Annotated[
     AfterValidator(_encodable),
     Allowed("a name in the registry, with a version or alias where it matters (ner@1), or a recipe's path (ner.yaml)"),
 ]
+Cycled = Annotated[
+    tuple[Reference, ...],
+    Field(min_length=2),
+    Allowed("a list of two or more of them, one for each step: [en@1, de@1]"),
+]
+Layer = Annotated[Whole | Literal["last"], Allowed("the number of a layer, from 0, or last")]
 _Whole = Annotated[int, Strict(), Field(ge=-MOST, le=MOST)]
 _Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 _Layer = Annotated[str, BeforeValidator(_whole_as_text), Field(pattern=r"^([0-9]+|default)$")]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from graftwork.compose.tree import Average, BatchSplit, Block, Composition, Fuse, Split, fusions, leaves, show
+from graftwork.compose.order import check_order
+from graftwork.compose.tree import Average, BatchSplit, Block, Composition, Fuse, Split, Stack, fusions, leaves, show
 from graftwork.errors import CompositionError, Conflict, NotFound, PackageError, UserError
 from graftwork.manifest import Manifest, Member
 from graftwork.packing import as_written
@@ -77,12 +78,18 @@ class Catalog:
     def resolve(self, tree: Composition) -> Composition:
         """The composition with every name at its version, and a fusion's name alone as its Fuse. Raises as `find`.
 
-        Raises CompositionError for a Fuse without the name of a trained fusion, Conflict for one over other members.
+        Raises CompositionError for a Fuse without the name of a trained fusion, and for a language adapter on one of a
+        task; Conflict for a fusion over other members.
         """
+        resolved = self._resolved(tree)
+        check_order(resolved, lambda name: self.find(name).manifest.role)
+        return resolved
+
+    def _resolved(self, tree: Composition) -> Composition:
         if isinstance(tree, Fuse):
             return self._fusion(tree)
         if isinstance(tree, Block):
-            return _with_children(tree, [self.resolve(child) for child in tree.children])
+            return _with_children(tree, [self._resolved(child) for child in tree.children])
         return None if tree is None else self._leaf(tree)
 
     def packages(self, tree: Composition) -> tuple[Found, ...]:
@@ -107,7 +114,7 @@ class Catalog:
         if trained is None:
             raise CompositionError(f"{show(tree)}: {found.name} is not a fusion, it is a {found.manifest.role} package")
         if self._by_digest(tree) != self._by_digest(trained):
-            asked = Fuse(*(self.resolve(child) for child in tree.children), name=found.name)
+            asked = Fuse(*(self._resolved(child) for child in tree.children), name=found.name)
             raise Conflict(
                 f"fusion {found.name} was trained over {show(trained)}, not over {show(asked)}: write {tree.label} "
                 "alone, or the members that it was trained over"
@@ -165,6 +172,8 @@ def _with_children(block: Block, children: Sequence[Composition]) -> Composition
     match block:
         case Fuse():
             return Fuse(*children, name=block.label)
+        case Stack():
+            return Stack(*children, order=block.order)
         case Average():
             return Average(*children, weights=block.weights)
         case Split():
@@ -172,4 +181,4 @@ def _with_children(block: Block, children: Sequence[Composition]) -> Composition
         case BatchSplit():
             return BatchSplit(*children, batch_sizes=block.batch_sizes)
         case _:
-            return type(block)(*children)  # type: ignore[return-value]  # Stack and Parallel have only children
+            return type(block)(*children)  # type: ignore[return-value]  # a Parallel has only children

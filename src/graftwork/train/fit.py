@@ -11,6 +11,7 @@ from graftwork.train.callbacks import Bar, LogAtEpochEnd, SaveByTheClock
 from graftwork.train.checkpoint import STATE, Checkpoint
 from graftwork.train.folder import RunFolder, named
 from graftwork.train.job import Job
+from graftwork.train.language import Cycle
 from graftwork.train.monitor import Monitor
 from graftwork.train.scores import DevScores
 from graftwork.train.settings import arguments
@@ -42,6 +43,8 @@ def fit(
         callbacks: list[TrainerCallback] = [LogAtEpochEnd(), SaveByTheClock(checkpoint_seconds, job.devices), bar]
         if training.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
+        if job.setup.cycle:
+            callbacks.append(Cycle(job.model, job.setup.cycle, training.seed))
         trainer = AdapterTrainer(
             model=job.learner,
             args=arguments(job.recipe, folder.checkpoints, len(job.sets["train"]), job.metric),
