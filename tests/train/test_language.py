@@ -123,7 +123,7 @@ def test_a_cycle_is_balanced_and_follows_from_seed_and_step() -> None:
 
 def test_a_task_over_languages_in_turn_goes_on_where_it_stopped(languages: Languages) -> None:
     folder = languages.folder / "cycled"
-    few = {"training.epochs": 3, "training.gradient_accumulation": 2, "data.test": None}
+    few = {"training.epochs": 3, "training.gradient_accumulation": 2, "training.metric": "loss", "data.test": None}
 
     def made(place: str, below: Any) -> Recipe:
         return languages.stacked("cycled", below, {**few, "output": str(folder / place)})
