@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from graftwork.build import add_task_head
+from graftwork.compose.tree import leaves
 from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
 from graftwork.registry.package import Package
@@ -201,7 +202,7 @@ FITS: dict[str, Fit] = {
 
 
 def _members(job: Job) -> list[str]:
-    return [member.name for member in job.setup.members]
+    return list(leaves(job.setup.composition))
 
 
 def _answers(package: Package, job: Job) -> bool:
