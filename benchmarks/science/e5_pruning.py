@@ -59,7 +59,7 @@ def work(key: Key, asked: Asked) -> Row:
     tree, more = whole, {}
     data = load_data(made)
     if int(key["keep"]) < count:
-        rows = EncodedRows(task.encode(data.train, encoder), encoder)
+        rows = EncodedRows(task.encode(data.train, encoder, with_labels=True), encoder)
         batches = [_given(rows, range(start, min(start + 64, len(rows)))) for start in range(0, len(rows), 64)]
         name = model.prune_fusion(model.fusion_attention(result.name, batches), KEEP)
         tree = Fuse(*whole.children, name=name)

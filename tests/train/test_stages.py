@@ -32,6 +32,8 @@ from graftwork.train.trainer import AdapterTrainer
 from tests import tiny
 from tests.adapted import same, shaken, snapshot
 from tests.train import small
+from tests.train.processes import together
+from tests.train.test_together import check_alike, folder_without_dropout
 
 MEMBER = """
 model: {{name: ./base}}
@@ -244,6 +246,29 @@ def test_the_regulariser_is_left_out_when_asked(tmp_path: Path, registry: Regist
         written = job.model.package("mix").manifest.fusion
         assert written is not None
         assert written.config["regularization"] is wanted
+
+
+@pytest.mark.full
+def test_both_stages_in_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    folder_without_dropout(tmp_path / "base")
+    told = {"training.batch_size": 6, "training.gradient_accumulation": 2, "training.logging_steps": 1}
+    made = small.recipe(tmp_path, {**told, "name": "a", "output": str(tmp_path / "run-a"), "training.epochs": 1})
+    files = [tmp_path / "a.yaml", tmp_path / "b.yaml", tmp_path / "mix.yaml"]
+    files[0].write_text(recipes.dump(made))
+    other = {"name": "b", "output": str(tmp_path / "run-b"), "training.seed": 3}
+    files[1].write_text(recipes.dump(recipes.override(made, other)))
+    mix = fusion(tmp_path, list(map(str, files[:2])), told)
+    files[2].write_text(recipes.dump(mix))
+    registry = Registry(tmp_path / "registry")
+    ran = together([["train", str(files[2]), "--json", "--registry", str(registry.root)]])
+    assert ran.codes == [[0], [0]], ran.said
+    assert (registry.versions("a"), registry.versions("b")) == ((1,), (1,))
+    two = read_result(RunFolder(mix.output))
+    exact = {"adapter.members": ["a@1", "b@1"], "output": str(tmp_path / "one")}
+    one = train(recipes.override(mix, exact), registry=registry)
+    check_alike(two, one)
+    assert two.screening == one.screening
+    assert two.attention["entropy"] == pytest.approx(one.attention["entropy"], abs=1e-5)
 
 
 class Seen(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
