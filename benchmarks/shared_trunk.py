@@ -39,11 +39,16 @@ ADAPTER = "seq_bn[reduction_factor=16]"
 
 
 def arithmetic(tasks: int, dropped: int, layers: int) -> float:
-    """How many times as fast N tasks are with adapters dropped from the k lowest of L layers, as against from none.
+    """How many times as fast N tasks are with k of L layers shared: N·L / (k + N·(L - k))."""
+    return tasks * layers / (dropped + tasks * (layers - dropped))
 
-    s + N·(L - s) layers run, where the s = k + 1 lowest run once: lanes part at the norm in which a layer ends.
+
+def counted(tasks: int, dropped: int, layers: int) -> float:
+    """The same as layers are counted here: of s + N·(L - s) the s = k + 1 lowest run once, also at k = 0.
+
+    Lanes part at the norm in which the first layer with adapters ends.
     """
-    whole, left = ((s + tasks * (layers - s)) for s in (1, min(layers, dropped + 1)))
+    whole, left = (s + tasks * (layers - s) for s in (1, min(layers, dropped + 1)))
     return whole / left
 
 
@@ -118,7 +123,7 @@ def law(model: AdapterModel, inputs: dict[str, Tensor], tasks: int, dropped: Seq
                 "low": gain.low,
                 "high": gain.high,
                 "milliseconds": milliseconds(own),
-                "arithmetic": arithmetic(tasks, k, layers),
+                "arithmetic": counted(tasks, k, layers),
                 "shape": f"1x{asked.tokens}",
                 "dtype": "float32",
                 "threads": asked.threads,

@@ -181,14 +181,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows", type=int, default=2000, help="of an epoch; 0 leaves epochs out")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--quick", action="store_true", help="small and 3 rounds, 200 rows")
+    parser.add_argument("--quick", action="store_true", help="small and 3 rounds, 100 rows")
     parser.add_argument("--json", type=Path, help="write the rows there, too")
     parser.add_argument("--out", type=Path, default=OUT, help="the page; its rows go beside it")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     asked.shape = asked.shape or ("8x32" if asked.quick else "8x64")
     asked.layers = asked.layers or (6 if asked.quick else 12)
-    rounds, rows = (3, min(200, asked.rows)) if asked.quick else (asked.rounds, asked.rows)
+    rounds, rows = (3, min(100, asked.rows)) if asked.quick else (asked.rounds, asked.rows)
     shared = Path(os.environ.get("GRAFTWORK_SHARED") or ROOT.parent / "shared") / "data"
     if rows and not shared.is_dir():
         print(f"SKIPPED: epochs: there is no {shared}; see GRAFTWORK_SHARED", file=sys.stderr)

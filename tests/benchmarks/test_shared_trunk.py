@@ -11,11 +11,17 @@ from tests.benchmarks.scripts import script
 shared_trunk = script("shared_trunk")
 
 
-def test_the_arithmetic_counts_layers() -> None:
-    assert shared_trunk.arithmetic(8, 5, 12) == pytest.approx((1 + 8 * 11) / (6 + 8 * 6))
+def test_the_arithmetic_is_that_of_the_paper() -> None:
+    assert shared_trunk.arithmetic(8, 5, 12) == pytest.approx(96 / 61)
     assert shared_trunk.arithmetic(8, 0, 12) == 1
-    assert shared_trunk.arithmetic(8, 12, 12) == shared_trunk.arithmetic(8, 11, 12) == pytest.approx(89 / 12)
+    assert shared_trunk.arithmetic(8, 12, 12) == 8
     assert shared_trunk.arithmetic(1, 7, 12) == 1
+
+
+def test_what_is_counted_shares_the_layer_in_which_lanes_part() -> None:
+    assert shared_trunk.counted(8, 5, 12) == pytest.approx((1 + 8 * 11) / (6 + 8 * 6))
+    assert shared_trunk.counted(8, 0, 12) == shared_trunk.counted(1, 7, 12) == 1
+    assert shared_trunk.counted(8, 12, 12) == shared_trunk.counted(8, 11, 12) == pytest.approx(89 / 12)
 
 
 def test_the_law_and_the_pruning_are_measured_and_written(tmp_path: Path) -> None:
