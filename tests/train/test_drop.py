@@ -23,11 +23,15 @@ from graftwork.tasks.text import TextEncoder
 from graftwork.train.batches import EncodedRows, as_it_is
 from graftwork.train.data import load_data
 from graftwork.train.drop import Drop, plan_drop
+from graftwork.train.folder import RunFolder
+from graftwork.train.outcome import read_result
 from graftwork.train.report import lines
 from graftwork.train.run import train
 from graftwork.train.trainer import AdapterTrainer
 from tests import tiny
 from tests.train import small
+from tests.train.processes import together
+from tests.train.test_devices import check, tagging, written
 from tests.train.test_trainer import encoded, encoder, settings
 
 
@@ -193,3 +197,16 @@ def test_texts_that_are_said_skip_nothing() -> None:
     with pytest.raises(AdapterError, match="seq2seq_lm says texts, which run the adapters of all layers; skip none"):
         evaluate(model(family="t5", config="seq_bn"), task, encoder(), [{"text": "a", "target": "b"}],
                  adapters="mood", head="mood", skip_layers=[0])  # fmt: skip
+
+
+@pytest.mark.full
+def test_two_processes_drop_and_see_what_one_does(tmp_path: Path) -> None:
+    made = tagging(tmp_path, {"training.drop": "random", "adapter.options": {"shared": True}})
+    ran = together([["train", written(made, tmp_path / "made.yaml")]])
+    assert ran.codes == [[0], [0]], ran.said
+    two, one = check(made), read_result(RunFolder(f"{made.output}-alone"))
+    assert two.drop_curve == one.drop_curve
+    assert len(two.drop_curve) == 3
+    for name in ("grad_down", "grad_up", "up"):
+        seen = [[point[name] for point in run.history if "loss" in point] for run in (two, one)]
+        assert seen[0] == pytest.approx(seen[1], rel=1e-4)
