@@ -30,7 +30,7 @@ from graftwork.train.run import train
 from graftwork.train.trainer import AdapterTrainer
 from tests import tiny
 from tests.train import small
-from tests.train.processes import together
+from tests.train.launch import together
 from tests.train.test_devices import check, tagging, written
 from tests.train.test_trainer import encoded, encoder, settings
 
