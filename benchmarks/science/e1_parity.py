@@ -82,8 +82,7 @@ def recipe(key: Key, asked: Asked) -> Recipe:
     task, method = str(key["task"]), str(key["method"])
     own = {"training.learning_rate": key["rate"], "training.seed": key["seed"]}
     own |= {"training.epochs": key["epochs"]} if "epochs" in key else {}
-    source = room.SHARED / room.TASKS[task][1] / "train.jsonl"
-    rows = room.drawn(source, POS_ROWS, 0, asked) if task == "ud_pos" else None
+    rows = room.drawn(room.rows_of(task, "train"), POS_ROWS, 0, asked) if task == "ud_pos" else None
     return room.recipe(task, METHODS[method], own, name=f"{task}-{method}", asked=asked, train_rows=rows)
 
 
@@ -233,7 +232,9 @@ def _grid(found: Sequence[Row]) -> str:
         task, method, rate = (row["key"][part] for part in ("task", "method", "rate"))
         score, cpu = f"{100 * row['dev']:.2f}", f"{row['cpu']:.0f} s"
         lines.append([task, method, f"{rate:g}", _epochs(row), score, f"{row['best_epoch']:g}", cpu])
-    return page.table(["task", "method", "rate", "epochs", "dev", "best epoch", "CPU"], lines)
+    return page.table(
+        ["task", "method", "rate", "epochs", "dev", "best epoch", "CPU, of the process that ended it"], lines
+    )
 
 
 def _epochs(row: Row) -> str:

@@ -39,9 +39,8 @@ def work(key: Key, asked: Asked) -> Row:
     """Draw the rows, train, score."""
     task, method = str(key["task"]), str(key["method"])
     count, seed = int(key["labels"]), int(key["seed"])
-    folder = room.SHARED / room.TASKS[task][1]
-    labelled = room.drawn(folder / "train.jsonl", count, seed, asked)
-    few = room.drawn(folder / "dev.jsonl", max(20, count // 5), seed, asked)
+    labelled = room.drawn(room.rows_of(task, "train"), count, seed, asked)
+    few = room.drawn(room.rows_of(task, "dev"), max(20, count // 5), seed, asked)
     own = {
         "training.learning_rate": e1_parity.rate_of("sst2", method, asked),
         "training.seed": seed,

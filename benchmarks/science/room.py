@@ -165,11 +165,8 @@ def recipe(
 
     train_rows, dev_rows: other rows than the task's own. The test rows are in no recipe: `answered` scores them.
     """
-    kind, folder = TASKS[task]
-    files = {
-        "train": train_rows or SHARED / folder / "train.jsonl",
-        "dev": dev_rows or SHARED / folder / "dev.jsonl",
-    }
+    kind = TASKS[task][0]
+    files = {"train": train_rows or rows_of(task, "train"), "dev": dev_rows or rows_of(task, "dev")}
     told: dict[str, Any] = {}
     for change in (BASE, *changes, *([QUICK] if asked.quick else [])):
         told |= change
@@ -187,10 +184,18 @@ def recipe(
     return recipes.override(made, {"output": str(asked.runs / f"{made.name}-{digest}")})
 
 
+def rows_of(task: str, split: str) -> Path:
+    """The file of a task's rows. Raises LookupError where the shared data is not there."""
+    file = SHARED / TASKS[task][1] / f"{split}.jsonl"
+    if not file.is_file():
+        raise LookupError(f"no rows of {task} at {file}: say where the shared data lies by $GRAFTWORK_SHARED")
+    return file
+
+
 @lru_cache
 def labels(task: str) -> list[str]:
     """Every label of a task's training rows, which a draw of them need not hold."""
-    lines = (SHARED / TASKS[task][1] / "train.jsonl").read_text("utf8").splitlines()
+    lines = rows_of(task, "train").read_text("utf8").splitlines()
     found = [json.loads(line) for line in lines]
     return sorted({tag for row in found for tag in (row["tags"] if TASKS[task][0] == "tagging" else [row["label"]])})
 
@@ -242,8 +247,7 @@ def answered(
 
 def items_of(task: str, asked: Asked) -> list[dict[str, Any]]:
     """The test rows of a task."""
-    kind, folder = TASKS[task]
-    file = SHARED / folder / "test.jsonl"
+    kind, file = TASKS[task][0], rows_of(task, "test")
     file = drawn(file, QUICK_ROWS["test"], 0, asked) if asked.quick else file
     return read_split(DataSection(train=str(file)), "train", kind)
 

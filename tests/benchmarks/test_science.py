@@ -133,6 +133,12 @@ def test_rows_are_drawn_by_their_seed_alone(tmp_path: Path) -> None:
     assert len(numbers) == 10
 
 
+def test_missing_data_is_an_error_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "SHARED", tmp_path)
+    with pytest.raises(LookupError, match=r"no rows of ud_pos at .*ud_pos/en/dev.jsonl: say where .*GRAFTWORK_SHARED"):
+        room.rows_of("ud_pos", "dev")
+
+
 # -- intervals --
 
 
