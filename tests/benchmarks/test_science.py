@@ -320,7 +320,7 @@ def test_every_method_of_the_room_is_a_recipe_within_four_percent(tmp_path: Path
     for method in room.METHODS:
         made = room.recipe("trec", room.METHODS[method], {"training.learning_rate": 1e-3}, name="x", asked=told)
         if made.training.method == "adapter":
-            counted = of_method(backbone, write_config(adapter_config(made.adapter)))
+            counted = of_method(backbone, write_config(adapter_config(made.adapter, backbone.layers)))
             assert counted["parameters"] + heads <= e1.SHARE * base, method
 
 
