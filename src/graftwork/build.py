@@ -19,6 +19,7 @@ from graftwork.core.heads import HeadConfig, read_head
 from graftwork.core.heads_facts import HeadFacts, facts_of
 from graftwork.core.heads_hub import causal_lm, masked_lm, sentence_embedding, seq2seq_lm
 from graftwork.core.kinds import read_config
+from graftwork.core.packed import keep_layout, packing
 from graftwork.errors import AdapterError, Conflict, RecipeError
 from graftwork.manifest import Manifest
 from graftwork.model import AdapterModel, AutoAdapterModel
@@ -36,10 +37,14 @@ def open_model(section: ModelSection, distributed: DistributedConfig | None = No
     Raises BackboneError.
     """
     dtype = "auto" if section.dtype == "auto" else getattr(torch, section.dtype)
-    options = {} if section.revision is None else {"revision": section.revision}
-    spread = {} if distributed is None else {"distributed_config": distributed}
+    options: dict[str, Any] = {} if section.revision is None else {"revision": section.revision}
+    computes = dtype if isinstance(dtype, torch.dtype) else torch.get_default_dtype()
+    options |= {} if section.quantisation is None else packing(section.quantisation, computes)
+    options |= {} if distributed is None else {"distributed_config": distributed}
     with without_bars():
-        return AutoAdapterModel.from_pretrained(section.name, dtype=dtype, **options, **spread)
+        model = AutoAdapterModel.from_pretrained(section.name, dtype=dtype, **options)
+    keep_layout(model.base)
+    return model
 
 
 @contextmanager

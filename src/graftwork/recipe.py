@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from graftwork.errors import RecipeError
 from graftwork.schema.changes import put, wrong
 from graftwork.schema.conflicts import SPLITS, conflicts, missing_files
-from graftwork.schema.problems import sentences, shown
+from graftwork.schema.problems import sentences, shown, takes_one
 from graftwork.schema.sections import (
     AdapterSection,
     DataSection,
@@ -58,14 +58,32 @@ def load(path: str | Path, *, check_files: bool = True) -> Recipe:
     `check_files`: data files that are missing are problems too. Raises RecipeError with every problem found.
     """
     file = Path(path)
+    return loads(_text(file), folder=file.parent, name=file.stem, source=str(path), check_files=check_files)
+
+
+def _text(path: Path) -> str:
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}); save the recipe as UTF-8") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RecipeError(f"{path}: cannot be read: {reason}; give the path of a recipe file") from None
-    return loads(text, folder=file.parent, name=file.stem, source=str(path), check_files=check_files)
+
+
+def swept(path: str | Path, *, check_files: bool = True) -> tuple[Recipe, dict[str, list[Any]]]:
+    """Read a recipe in which keys of `adapter` and `training` may hold lists of values: it with the first of each, and
+    dotted key -> values. A key that takes a list itself is left as it is. Raises RecipeError with every problem found.
+    """
+    file = Path(path)
+    document = read(_text(file))
+    choices: dict[str, list[Any]] = {}
+    for section in ("adapter", "training") if isinstance(document.data, dict) else ():
+        values, model = document.data.get(section), Recipe.model_fields[section].annotation
+        for key in takes_one(model, values) if isinstance(values, dict) and isinstance(model, type) else ():
+            choices[f"{section}.{key}"] = values[key]
+            values[key] = values[key][0]
+    return _checked(document, {"name": file.stem}, file.parent, str(path), check_files), choices
 
 
 def loads(

@@ -23,7 +23,7 @@ from graftwork.build import open_model, open_reader, without_bars
 from graftwork.core.backbone import Backbone, load_model
 from graftwork.errors import UserError
 from graftwork.importing import facts_of, packages, read
-from graftwork.recipe import Recipe, load, override
+from graftwork.recipe import Recipe, load, override, swept
 from graftwork.registry.foreign.adapterhub_write import write_adapterhub
 from graftwork.registry.foreign.hub import locate
 from graftwork.registry.foreign.imported import Fate
@@ -43,6 +43,7 @@ from graftwork.train.devices import speaks as speaks
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import train as run
 from graftwork.train.sweep import choices, expand
+from graftwork.train.sweeping import sweep as run_sweep
 from graftwork.train.together import train_together as run_together
 
 
@@ -69,10 +70,19 @@ def read_recipes(
     paths: Sequence[Path | str], changes: Mapping[str, Any] | None = None, sweep: Sequence[str] = ()
 ) -> list[Recipe]:
     """Recipe files with some dotted keys changed, once for every choice of what is swept over: `training.seed=0,1`."""
-    chosen = choices(sweep)
-    return [made for path in paths for made in expand(read_recipe(path, changes), chosen)]
+    return [made for path in paths for made in expand(*read_sweep(path, changes, sweep))]
 
 
+def read_sweep(
+    path: Path | str, changes: Mapping[str, Any] | None = None, sweep: Sequence[str] = ()
+) -> tuple[Recipe, dict[str, Sequence[Any]]]:
+    """A recipe file with some dotted keys changed, and what is swept over in it or by `training.seed=0,1`."""
+    recipe, listed = swept(path, check_files=not changes)
+    chosen = {key: values for key, values in listed.items() if key not in (changes or {})} | choices(sweep)
+    return (override(recipe, changes) if changes else recipe), chosen
+
+
+train_sweep = run_sweep  # one recipe with several values, together where it pays, laid beside each other
 train_together = run_together  # several recipes over one base in one run, each into its own folder
 
 

@@ -47,11 +47,17 @@ _COUNTED |= {"paligemma", "gemma3"}
 _PATCHES = {"vit", "beit", "dinov2", "dinov2-gated", "clip-vision", "siglip-vision"}
 _EXPERTS = {"mixtral"}  # their feed-forward layers are not linears of a layer
 
+# no linear of theirs has a bias
+_BIASLESS = {"llama", "mistral", "mixtral", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2"}
+_BIASLESS |= {"phi3", "t5", "mt5", "modernbert", "falcon", "falcon-heads", "falcon-new", "falcon-new-1"}
+_BIASLESS |= {"falcon-serial", "falcon-serial-query"}
+
 # methods -> families they are refused on, and a part of the reason
 REFUSED: dict[tuple[str, ...], tuple[set[str], str]] = {
     ("adapter_bert",): (set(FAMILIES) - _NORMS, "only a LayerNorm with weight and bias that follows the add"),
     ("prompt_tuning",): (_COUNTED, "embeddings that may get longer"),
     ("seq_bn_inv", "double_seq_bn_inv", "seq_bn_glow", "double_seq_bn_glow"): (_PATCHES, "has no embeddings"),
+    ("bitfit",): (_BIASLESS, "frozen linears that have a bias"),
     ("llm_series", "llm_series_down", "llm_parallel"): (_EXPERTS, "attn.out, attn.kv, embed"),
 }
 

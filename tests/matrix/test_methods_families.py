@@ -22,7 +22,7 @@ from tests.matrix.methods import FAMILIES, METHODS, refusal, small
 from tests.rig import randomise, relative
 
 # the paper's own initialisation is the identity
-NEUTRAL = {"par_bn", "scaled_par_bn", "lora", "dora", "vera", "ia3"}
+NEUTRAL = {"par_bn", "scaled_par_bn", "lora", "dora", "vera", "ia3", "bitfit"}
 # what lengthens the keys, the text or a part of a union: there are no weights under which nothing is changed
 NEVER_NEUTRAL = {"prefix_tuning", "prefix_tuning_flat", "prompt_tuning", "mam", "unipelt"}
 ROUNDED = {"loreft": 1e-5, "noreft": 1e-5}  # W·x - R·x with W = R is zero but for the order of a sum
@@ -30,7 +30,7 @@ ROUNDED = {"loreft": 1e-5, "noreft": 1e-5}  # W·x - R·x with W = R is zero but
 # and SigLIP the last token of a text, where nothing is edited
 UNUSED = {"llava": "vision.layer.1/", "siglip": "text.layer.1/ffn/prefix"}
 # computes relative positions for all rows at once, by the linears of query and key: rows cannot differ there
-COMMON = {"deberta-v3": {"lora", "dora", "vera", "ia3", "unipelt"}}
+COMMON = {"deberta-v3": {"lora", "dora", "vera", "ia3", "bitfit", "unipelt"}}
 
 
 class Tiny:

@@ -5,15 +5,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from typing import Any
 
 import pytest
 
 from graftwork.cli.main import run
 from graftwork.errors import Conflict, DataError, RecipeError
 from graftwork.recipe import Recipe, dump, load, override
-from graftwork.train.compare import compare, interval
-from graftwork.train.comparison import MISSING, Row, cells, draw, page, scored
+from graftwork.train.compare import compare
+from graftwork.train.comparison import MISSING, Row, Run, cells, draw, interval, page, row_of, scored
 from graftwork.train.memory import peak
 from graftwork.train.run import train
 from tests.train import small
@@ -28,6 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compared")
     made = small.recipe(folder, {"compare": {"wild": WILD}, "training.epochs": 1}, train=16, dev=6)
     (folder / "mood.yaml").write_text(dump(made))
+    there = {"name": "mood-recipe-seed-0", "output": str(folder / "out" / "mood-recipe-seed-0"), "compare": {}}
+    train(override(made, there), command="an earlier run")
     words = ["compare", folder / "mood.yaml", "--methods", ",".join(METHODS), "--out", folder / "out"]
     words += ["--json", folder / "rows.json", "--set", "training.epochs=1", "--set", "full:training.max_steps=1"]
     (folder / "code").write_text(str(run([str(word) for word in words])))
@@ -65,27 +67,44 @@ def test_a_row_says_what_its_run_says(folder: Path, rows: dict[str, Row]) -> Non
 
 
 def test_a_run_is_that_of_train(folder: Path, rows: dict[str, Row]) -> None:
-    (place,) = rows["recipe"].folders
+    (place,) = rows["head_only"].folders
     again = train(override(load(Path(place, "recipe.yaml")), {"output": str(folder / "alone")}))
     there = json.loads(Path(place, "result.json").read_text())
     assert again.package.digest == json.loads(Path(place, "package", "graft.json").read_text())["digest"]
     assert again.scores == there["scores"]
 
 
-def test_a_comparison_is_gone_on_with(folder: Path, rows: dict[str, Row]) -> None:
-    said: list[str] = []
-    made = override(load(folder / "mood.yaml"), {"training.epochs": 1})
-    (row,) = compare(made, ["recipe"], folder=folder / "out", seeds=[0, 1], told=said.append)
-    assert [line.partition(":")[0] for line in said] == ["mood-recipe-seed-0", "mood-recipe-seed-1"]
-    old = rows["recipe"]
-    assert row.seeds.keys() == {"0", "1"}
-    assert row.seeds["0"] == old.score, "read back"
-    assert (row.price, row.parameters) == (old.price, old.parameters)
-    assert row.score == pytest.approx(mean(row.seeds.values()))
+def test_what_is_finished_is_read_back(folder: Path, rows: dict[str, Row]) -> None:
+    commands = {}
+    for name in ("recipe", "head_only"):
+        (place,) = rows[name].folders
+        commands[name] = json.loads(Path(place, "result.json").read_text())["command"]
+    assert commands["recipe"] == "an earlier run"
+    assert commands["head_only"].startswith("graftwork ")
     assert (folder / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
     told = (folder / "out" / "compare.md").read_text()
-    assert "score: accuracy of test, 2 seeds" in told
+    assert "score: accuracy of test, 1 seed;" in told
     assert "| recipe |" in told
+
+
+def ended(recipe: Recipe, seed: int, test: float, **more: Any) -> Run:
+    result = {
+        "main": "f1", "scores": {"dev": {"f1": 0.5}, "test": {"f1": test}}, "seconds": 10.0 * test, "machine": "m",
+        "parameters": {"trained": 30, "head": 10, "base": 300}, "memory": {"resident": 5, "device": 0}, **more,
+    }  # fmt: skip
+    return Run("a", override(recipe, {"training.seed": seed}), {"result": result, "size": 7, "price": None})
+
+
+def test_a_row_is_the_mean_of_its_seeds_and_names_those_that_failed(tmp_path: Path) -> None:
+    made = small.recipe(tmp_path)
+    failed = [Run("a", override(made, {"training.seed": seed}), {"error": "no"}) for seed in (2, 3)]
+    row = row_of("a", [ended(made, 0, 0.6), ended(made, 1, 0.8), *failed, Run("b", made, {"error": "else"})])
+    assert (row.score, row.seconds) == (pytest.approx(0.7), pytest.approx(7.0))
+    assert row.seeds == {"0": 0.6, "1": 0.8}
+    assert (row.low, row.high) == interval([0.6, 0.8])
+    assert (row.parameters, row.head, row.share, row.size, row.memory, row.device) == (30, 10, 0.1, 7, 5, None)
+    assert row.error == "no (seed 2, 3)"
+    assert row_of("a", failed) == Row("a", None, error="no (seed 2, 3)", learning_rate=1e-2, epochs=2)
 
 
 def test_what_is_wrong_with_all_runs_is_said_before_any(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_a_method_brings_its_adapter_and_rates_and_leaves_the_rest(made: Recipe)
         assert (recipe.training.batch_size, recipe.training.seed) == (8, 7)
         assert recipe.training.base_dropout is (name == "full"), "full leaves no base that could rest"
         if method.method == "adapter":
-            assert adapter_config(recipe.adapter) == read_config(method.variant), "none of the recipe's own flags"
+            assert adapter_config(recipe.adapter, 3) == read_config(method.variant), "none of the recipe's own flags"
             assert method.variant in NAMED
     assert METHODS["seq_bn"].learning_rate >= 10 * METHODS["full"].learning_rate
 

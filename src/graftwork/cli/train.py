@@ -15,7 +15,8 @@ from graftwork.errors import GoalMissed, GraftworkError, RecipeError
 from graftwork.recipe import settings
 from graftwork.train.outcome import TrainResult
 from graftwork.train.report import lines, table, written
-from graftwork.workflow import push, read_recipes, speaks, train, train_together
+from graftwork.train.run import How
+from graftwork.workflow import push, read_recipes, read_sweep, speaks, train, train_sweep, train_together
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -32,11 +33,11 @@ def command(
         str | None, typer.Option("--push", help="push the package to the registry under this name")
     ] = None,
     together: Annotated[
-        bool, typer.Option("--together", help="train several recipes over one base in one run")
+        bool, typer.Option("--together", help="train recipes, or a sweep, over one base in one run")
     ] = False,
     sweep: Annotated[
         list[str] | None,
-        typer.Option("--sweep", help="train one recipe with each of several values together; repeatable"),
+        typer.Option("--sweep", help="train one recipe with each of several values; repeatable"),
     ] = None,
     root: Root = None,
     as_json: AsJson = False,
@@ -48,21 +49,26 @@ def command(
       graftwork train examples/support_desk/intent.yaml --push intent
       graftwork train recipe.yaml --set training.epochs=3 --set training.seed=1
       graftwork train sst2.yaml trec.yaml --together
-      graftwork train recipe.yaml --sweep adapter.reduction_factor=2,8,16,64
+      graftwork train recipe.yaml --sweep adapter.reduction_factor=2,8,16,64 --sweep training.seed=0,1,2
     """
-    several = together or bool(sweep)
-    _check(len(recipes), several, push_as)
-    registry = open_registry(root)
-    read = read_recipes(recipes, settings(changes or []), sweep or [])
+    registry, given = open_registry(root), settings(changes or [])
     said = " ".join(["graftwork", *sys.argv[1:]])
     progress = False if as_json else None
-    if several:
+    one, choices = read_sweep(recipes[0], given, sweep or [])
+    _check(len(recipes), together or bool(choices), push_as)
+    if choices and len(recipes) == 1:
+        how = How(resume=resume, overwrite=overwrite, command=said)
+        swept = train_sweep(one, choices, registry=registry, how=how, progress=progress, together=together or None)
+        _show([one.name for one in swept.recipes], swept.results, as_json, *swept.told())
+        return
+    if choices or together:
+        read = read_recipes(recipes, given, sweep or [])
         found = train_together(
             read, registry=registry, resume=resume, overwrite=overwrite, progress=progress, command=said
         )
         _show([one.name for one in read], found, as_json)
         return
-    result = train(read[0], registry, resume=resume, overwrite=overwrite, progress=progress, command=said)
+    result = train(one, registry, resume=resume, overwrite=overwrite, progress=progress, command=said)
     if speaks():
         _tell(result, push(result, registry, push_as) if push_as else None, as_json)
 
@@ -85,13 +91,14 @@ def _check(count: int, several: bool, push_as: str | None) -> None:
         raise RecipeError("--push names one package, and this trains several; push each with graftwork registry push")
 
 
-def _show(names: Sequence[str], found: Sequence[TrainResult | GraftworkError], as_json: bool) -> None:
-    """Print what became of each recipe. Raises GoalMissed that names those that failed."""
+def _show(names: Sequence[str], found: Sequence[TrainResult | GraftworkError], as_json: bool, *below: str) -> None:
+    """Print what became of each recipe, with some lines below. Raises GoalMissed that names those that failed."""
     failed = {name: str(one) for name, one in zip(names, found, strict=True) if isinstance(one, GraftworkError)}
     done = [one for one in found if not isinstance(one, GraftworkError)]
     if as_json:
         emit([*map(written, done), *({"name": name, "error": error} for name, error in failed.items())])
     elif done:
         Console().print(table(done))
+        typer.echo("\n".join(below), nl=bool(below))
     if failed:
         raise GoalMissed("\n".join(f"{name}: {error}" for name, error in failed.items()))

@@ -25,8 +25,8 @@ _WHY = {
 def merge_adapter(parts: Parts, backbone: Backbone, name: str) -> str:
     """Write an adapter into the base's weights, until `reset_adapter`, and make it the active setup.
 
-    For LoRA, DoRA, (IA)³ and VeRA without gates, and unions of them. Raises AdapterError for any other, with the
-    reason, and BackboneError for a base whose weights cannot take it up; then nothing is changed.
+    For LoRA, DoRA, (IA)³, VeRA and BitFit without gates, and unions of them. Raises AdapterError for any other, with
+    the reason, and BackboneError for a base whose weights cannot take it up; then nothing is changed.
     """
     parts.need_adapter(name)
     parts.need_unmerged(f"adapter {name!r} cannot be merged")
@@ -60,7 +60,7 @@ def _spots(parts: Parts, backbone: Backbone, name: str) -> list[Spot]:
             raise AdapterError(
                 f"adapter {name!r} ({' | '.join(kinds)}) cannot be merged into the base: "
                 + (reasons[0] if reasons else f"{site.name} is no frozen linear")
-                + ". LoRA, DoRA, (IA)³ and VeRA can"
+                + ". LoRA, DoRA, (IA)³, VeRA and BitFit can"
             )
         spots.append(Spot(linear, located.columns, site.place == "input", modules[site.name]))
     return spots

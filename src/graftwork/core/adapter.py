@@ -23,13 +23,14 @@ from graftwork.core.site import EVERYTHING, Delta, Positions, Reading, Site, Use
 
 @dataclass(frozen=True)
 class Ground:
-    """What a module may stand on besides its site: `weight` of the frozen linear there, (width, inputs); `shared`, what
-    its configuration made once for all sites of one adapter; `norm`, the frozen norm after the residual add of a
-    sub-layer (post-LN), at an embed site that of the embeddings."""
+    """What a module may stand on besides its site: `weight` of the frozen linear there, (width, inputs), and whether it
+    is `biased`; `shared`, what its configuration made once for all sites of one adapter; `norm`, the frozen norm after
+    the residual add of a sub-layer (post-LN), at an embed site that of the embeddings."""
 
     weight: Callable[[], Tensor] | None = None
     shared: nn.Module | None = None
     norm: nn.Module | None = None
+    biased: bool = True
 
 
 NO_GROUND = Ground()

@@ -118,7 +118,7 @@ class Backbone:
         weight = None if linear is None else partial(weight_of, linear, located.columns)
         if site.place == "embed":
             norm = next((one for one in reversed(list(located.modules["embed"].modules())) if _is_norm(one)), None)
-        return Ground(weight=weight, shared=shared, norm=norm)
+        return Ground(weight, shared, norm, biased=getattr(linear, "bias", None) is not None)
 
     def view(self, site: Site) -> View | None:
         """How AdapterHub's `adapters` reads a site, where that is not as it is (`core/quirks.py`)."""

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, cast
 
 from graftwork.core.adapter import MethodConfig as MethodConfig
+from graftwork.core.bitfit import BitFitConfig
 from graftwork.core.bottleneck import BottleneckConfig
 from graftwork.core.dora import DoRAConfig
 from graftwork.core.ia3 import IA3Config
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Any]] = {
     "dora": DoRAConfig,
     "vera": VeraConfig,
     "ia3": IA3Config,
+    "bitfit": BitFitConfig,
     "prefix_tuning": PrefixTuningConfig,
     "prompt_tuning": PromptTuningConfig,
     "reft": ReftConfig,
@@ -100,6 +102,7 @@ NAMED: dict[str, MethodConfig] = {
     "dora": DoRAConfig(),
     "vera": VeraConfig(),
     "ia3": IA3Config(),
+    "bitfit": BitFitConfig(),
     "prefix_tuning": PrefixTuningConfig(),
     "prefix_tuning_flat": PrefixTuningConfig(flat=True),
     "prompt_tuning": PromptTuningConfig(),

@@ -29,6 +29,7 @@ PAPERS: dict[str, str] = {
     "dora": "Liu et al. 2024",
     "vera": "Kopiczko et al. 2024",
     "ia3": "Liu et al. 2022",
+    "bitfit": "Ben Zaken et al. 2022",
     "prefix_tuning": "Li & Liang 2021",
     "prefix_tuning_flat": "Li & Liang 2021",
     "prompt_tuning": "Lester et al. 2021",

@@ -3,6 +3,7 @@
 Works on plain data and any pydantic model, as `problems.py` does. Knows nothing of what a recipe holds.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ def put(data: dict[str, Any], changes: Mapping[str, Any]) -> Iterator[Problem]:
                 break
             place = place[section]
         else:
-            place[last] = value
+            place[last] = copy.deepcopy(value)  # a later key may be set inside it
 
 
 def wrong(changes: Mapping[str, Any], model: type[BaseModel]) -> Iterator[Problem]:

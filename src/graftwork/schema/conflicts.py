@@ -53,6 +53,7 @@ def conflicts(data: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _resting(_section(data, "training"), task.get("kind"), cycles)
     yield from _head(task, _section(data, "training").get("method", "adapter"))
     yield from _dropping(_section(data, "training"), task.get("kind"))
+    yield from _quantised(_section(data, "model"), _section(data, "training"))
     yield from _task(task)
     yield from _columns(task.get("kind"), source.get("columns"))
     yield from _plain_text(task.get("kind"), source, _section(data, "training").get("prefix_cache", "off"))
@@ -99,7 +100,7 @@ def _composition(adapter: Mapping[str, Any], method: Any) -> Iterator[Problem]:
                 yield _about(
                     "adapter", key, "composition: fuse trains no new adapter and its members keep their form; remove it"
                 )
-    if composition and method in ("full", "head"):
+    if composition and method in ("full", "head", "peft"):
         yield _about(
             "adapter", "composition", f"{composition} has no meaning with training.method: {method}; use adapter"
         )
@@ -114,15 +115,16 @@ def _fusing(adapter: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator
 
 def _resting(training: Mapping[str, Any], kind: Any, cycles: bool) -> Iterator[Problem]:
     """What has no meaning without a frozen base that rests, and rows that stay what they are."""
-    full, rests = training.get("method") == "full", training.get("base_dropout") in (False, "no", "off")
+    method = training.get("method")
+    full, rests = method in ("full", "peft"), training.get("base_dropout") in (False, "no", "off")
     if full and rests:
-        yield _about("training", "base_dropout", "method: full leaves no base frozen that could rest; remove it")
+        yield _about("training", "base_dropout", f"method: {method} leaves no base frozen that could rest; remove it")
     wanted = training.get("prefix_cache", "off")
     if wanted == "off":
         return
     why = ""
     if full:
-        why = "method: full trains every layer"
+        why = f"method: {method} trains every layer"
     elif not rests:
         why = "the base's dropout draws other states in every epoch; set training.base_dropout: false"
     elif kind == "masked_lm":
@@ -140,10 +142,16 @@ def _dropping(training: Mapping[str, Any], kind: Any) -> Iterator[Problem]:
     drop, method = training.get("drop"), training.get("method")
     if drop is None:
         return
-    if method in ("full", "head"):
+    if method in ("full", "head", "peft"):
         yield _about("training", "drop", f"{shown(drop)}: method: {method} trains no adapter to drop; remove it")
     elif kind == "seq2seq_lm":
         yield _about("training", "drop", f"{shown(drop)}: texts are said with the adapters of all layers; remove it")
+
+
+def _quantised(model: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Problem]:
+    packed = model.get("quantisation")
+    if packed in ("4bit", "8bit") and training.get("method") == "full":
+        yield _about("model", "quantisation", f"{packed}: method: full trains what is packed; remove one of them")
 
 
 def _task(task: Mapping[str, Any]) -> Iterator[Problem]:
@@ -163,8 +171,8 @@ def _head(task: Mapping[str, Any], method: Any) -> Iterator[Problem]:
     """What has no meaning with a head that stays as it is."""
     if task.get("head") is None:
         return
-    if method in ("full", "head"):
-        why = "trains every weight" if method == "full" else "trains only the head"
+    if method in ("full", "head", "peft"):
+        why = "trains every weight" if method == "full" else "trains the head"
         yield _about(
             "task", "head", f"{shown(task['head'])} stays frozen, and training.method: {method} {why}; remove it"
         )

@@ -7,7 +7,7 @@ Knows nothing of what a recipe holds.
 import difflib
 import reprlib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
@@ -37,6 +37,13 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return _SHORT.repr(value)
+
+
+def takes_one(model: type[BaseModel], data: Mapping[str, Any]) -> list[str]:
+    """The keys of `data` that hold a list of values where `model` takes one value."""
+    hints = get_type_hints(model, include_extras=True)
+    return [key for key, value in data.items() if isinstance(value, list) and value and key in hints
+            and _item_in(hints[key]) is None]  # fmt: skip
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:

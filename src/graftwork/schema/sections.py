@@ -40,6 +40,7 @@ class ModelSection(Section):
     name: Text
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     revision: Text | None = None
+    quantisation: Literal["4bit", "8bit"] | None = None  # of the frozen linears, by bitsandbytes
 
 
 class AdapterSection(Section):
@@ -88,9 +89,9 @@ ADAPTER_FLAGS = tuple(
 
 
 class TrainingSection(Section):
-    """How to train. `full` tunes the whole model and `head` only the head: the two baselines of an adapter."""
+    """Beside an adapter there are baselines: `full` tunes the whole model, `head` the head, `peft` what PEFT has."""
 
-    method: Literal["adapter", "full", "head"] = "adapter"
+    method: Literal["adapter", "full", "head", "peft"] = "adapter"
     epochs: Count = 5
     batch_size: Count = 32
     learning_rate: Positive = 1e-4

@@ -11,12 +11,8 @@ test rows would; with two or three seeds it is as wide as it should be.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
-
-from scipy.stats import t as student
 
 from graftwork.errors import Conflict
 from graftwork.recipe import Recipe, override
@@ -24,24 +20,14 @@ from graftwork.registry.durable import replace_file
 from graftwork.registry.store import Registry
 from graftwork.strict_json import load_json
 from graftwork.train.apart import Apart
-from graftwork.train.comparison import Row, as_json, draw, page
+from graftwork.train.comparison import Row, Run, as_json, draw, page, row_of
 from graftwork.train.data import load_data
 from graftwork.train.devices import need_one_process
 from graftwork.train.folder import named
 from graftwork.train.methods import recipes_of
 from graftwork.train.run import How
 
-INSIDE = 0.95
 OWN = ("compare.json", "compare.md", "compare.png")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One recipe of one method and seed, and what became of it: "result", "size" and "price", or "error"."""
-
-    method: str
-    recipe: Recipe
-    answer: Mapping[str, Any]
 
 
 def compare(
@@ -78,11 +64,11 @@ def compare(
             if answer.get("price"):
                 prices[run.method] = answer["price"]
             done.append(Run(run.method, run.recipe, answer))
-            rows = [_row(method, done, prices.get(method)) for method in dict.fromkeys(one.method for one in done)]
+            rows = [row_of(method, done, prices.get(method)) for method in dict.fromkeys(one.method for one in done)]
             with named(place):
                 place.mkdir(parents=True, exist_ok=True)
                 replace_file(Path(place, OWN[0]), as_json(rows))
-                replace_file(Path(place, OWN[1]), page(recipe.name, rows, how.command).encode())
+                replace_file(Path(place, OWN[1]), page(f"{recipe.name}: methods compared", rows, how.command).encode())
             told(_line(done[-1]))
     with named(place):
         if why := draw(recipe.name, rows, Path(place, OWN[2])):
@@ -128,61 +114,6 @@ def _prices(folder: Path) -> dict[str, Any]:
         return {}
     rows: Any = load_json(file.read_bytes(), str(file))
     return {row["method"]: row["price"] for row in rows if row["price"]}
-
-
-def _row(method: str, done: Sequence[Run], price: Mapping[str, float] | None) -> Row:
-    """What the runs of one method came to."""
-    runs = [run for run in done if run.method == method]
-    good = [run for run in runs if "result" in run.answer]
-    training, error = runs[0].recipe.training, _errors(runs)
-    if not good:
-        return Row(method, None, error=error, learning_rate=training.learning_rate, epochs=training.epochs)
-    first = good[0].answer["result"]
-    main, split = first["main"], "test" if "test" in first["scores"] else "dev"
-    scores = {str(run.recipe.training.seed): run.answer["result"]["scores"][split][main] for run in good}
-    low, high = interval([*scores.values()])
-    results = [run.answer["result"] for run in good]
-    counts = first["parameters"]
-    return Row(
-        method,
-        mean(scores.values()),
-        low,
-        high,
-        split,
-        main,
-        dev=mean(one["scores"]["dev"][main] for one in results),
-        seeds=scores,
-        parameters=counts["trained"],
-        head=counts["head"],
-        share=counts["trained"] / counts["base"],
-        size=good[0].answer["size"],
-        seconds=mean(one["seconds"] for one in results),
-        memory=max(one["memory"].get("resident", 0) for one in results) or None,
-        device=max(one["memory"].get("device", 0) for one in results) or None,
-        price=price,
-        learning_rate=training.learning_rate,
-        epochs=training.epochs,
-        folders=[run.recipe.output for run in good],
-        machine=first["machine"],
-        error=error,
-    )
-
-
-def _errors(runs: Sequence[Run]) -> str | None:
-    """Why runs of a method failed, each reason once with its seeds."""
-    failed: dict[str, list[str]] = {}
-    for run in runs:
-        if "error" in run.answer:
-            failed.setdefault(run.answer["error"], []).append(str(run.recipe.training.seed))
-    return "; ".join(f"{why} (seed {', '.join(seeds)})" for why, seeds in failed.items()) or None
-
-
-def interval(scores: Sequence[float]) -> tuple[float | None, float | None]:
-    """Student's interval of the mean of some scores, at 95 %; None, None of a single one."""
-    if len(scores) < 2:
-        return None, None
-    half = float(student.ppf((1 + INSIDE) / 2, len(scores) - 1)) * stdev(scores) / len(scores) ** 0.5
-    return mean(scores) - half, mean(scores) + half
 
 
 def _line(run: Run) -> str:

@@ -5,10 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
+from scipy.stats import t as student
+
+from graftwork.recipe import Recipe
 from graftwork.registry.durable import replace_file
 from graftwork.train.folder import encoded
 
+INSIDE = 0.95
 MISSING = "no picture: matplotlib is not installed (pip install 'graftwork[plots]')"
 MEANT = """\
 Scores are means over seeds, with Student's 95 % interval over them where there are several. Trained: all that trained,
@@ -48,6 +54,70 @@ class Row:
     folders: Sequence[str] = ()
     machine: str = ""
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe of one method and seed, and what became of it: "result", "size" and "price", or "error"."""
+
+    method: str
+    recipe: Recipe
+    answer: Mapping[str, Any]
+
+
+def row_of(method: str, done: Sequence[Run], price: Mapping[str, float] | None = None) -> Row:
+    """What the runs of one method came to."""
+    runs = [run for run in done if run.method == method]
+    good = [run for run in runs if "result" in run.answer]
+    training, error = runs[0].recipe.training, _errors(runs)
+    if not good:
+        return Row(method, None, error=error, learning_rate=training.learning_rate, epochs=training.epochs)
+    first = good[0].answer["result"]
+    main, split = first["main"], "test" if "test" in first["scores"] else "dev"
+    scores = {str(run.recipe.training.seed): run.answer["result"]["scores"][split][main] for run in good}
+    low, high = interval([*scores.values()])
+    results = [run.answer["result"] for run in good]
+    counts = first["parameters"]
+    return Row(
+        method,
+        mean(scores.values()),
+        low,
+        high,
+        split,
+        main,
+        dev=mean(one["scores"]["dev"][main] for one in results),
+        seeds=scores,
+        parameters=counts["trained"],
+        head=counts["head"],
+        share=counts["trained"] / counts["base"],
+        size=good[0].answer["size"],
+        seconds=mean(one["seconds"] for one in results),
+        memory=max(one["memory"].get("resident", 0) for one in results) or None,
+        device=max(one["memory"].get("device", 0) for one in results) or None,
+        price=price,
+        learning_rate=training.learning_rate,
+        epochs=training.epochs,
+        folders=[run.recipe.output for run in good],
+        machine=first["machine"],
+        error=error,
+    )
+
+
+def _errors(runs: Sequence[Run]) -> str | None:
+    """Why runs of a method failed, each reason once with its seeds."""
+    failed: dict[str, list[str]] = {}
+    for run in runs:
+        if "error" in run.answer:
+            failed.setdefault(run.answer["error"], []).append(str(run.recipe.training.seed))
+    return "; ".join(f"{why} (seed {', '.join(seeds)})" for why, seeds in failed.items()) or None
+
+
+def interval(scores: Sequence[float]) -> tuple[float | None, float | None]:
+    """Student's interval of the mean of some scores, at 95 %; None, None of a single one."""
+    if len(scores) < 2:
+        return None, None
+    half = float(student.ppf((1 + INSIDE) / 2, len(scores) - 1)) * stdev(scores) / len(scores) ** 0.5
+    return mean(scores) - half, mean(scores) + half
 
 
 def as_json(rows: Sequence[Row]) -> bytes:
@@ -102,20 +172,16 @@ def scored(rows: Sequence[Row]) -> str:
     return f"score: {row.metric} of {row.split}, {most} seed{'s' if most > 1 else ''}{asked}"
 
 
-def page(name: str, rows: Sequence[Row], command: str) -> str:
-    """A Markdown page of the rows."""
+def page(title: str, rows: Sequence[Row], command: str, *told: str) -> str:
+    """A Markdown page of the rows, and paragraphs below them."""
     found = [cells(row) for row in rows]
     columns = [column for column in COLUMNS if any(one.get(column) for one in found)]
     body = [[one.get(column, "").replace("|", "\\|").replace("\n", " ") for column in columns] for one in found]
     lines = [f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *body]]
     machine = next((row.machine for row in rows if row.machine), "")
-    ran = f"    {command}\n\n" if command else ""
-    return (
-        "\n".join(
-            [f"# {name}: methods compared", "", scored(rows), "", *lines, "", MEANT, "", f"{ran}Machine: {machine}"]
-        )
-        + "\n"
-    )
+    ran = [f"    {command}"] if command else []
+    parts = [f"# {title}", scored(rows), "\n".join(lines), *told, MEANT, *ran, f"Machine: {machine}"]
+    return "\n\n".join(parts) + "\n"
 
 
 def draw(name: str, rows: Sequence[Row], file: Path) -> str:

@@ -3,6 +3,7 @@
     recipe.yaml    the recipe, complete            checkpoints/   to go on from
     run.json       what the run stands on          package/       what was trained
     result.json    how it went; written last       model/         the tuned base, for training.method full
+    peft/          what PEFT trained, for training.method peft
     curve.png      loss and dev score             attention.png  of a fusion: what it attends to
 
 A folder that holds something else is never written into. Errors of the disk become UserErrors that name the folder.
@@ -23,7 +24,17 @@ from graftwork.recipe import Recipe
 from graftwork.registry.durable import replace_file
 from graftwork.train.checkpoint import newest_whole
 
-OWN = ("result.json", "recipe.yaml", "curve.png", "attention.png", "checkpoints", "package", "model", "run.json")
+OWN = (
+    "result.json",
+    "recipe.yaml",
+    "curve.png",
+    "attention.png",
+    "checkpoints",
+    "package",
+    "model",
+    "peft",
+    "run.json",
+)
 
 
 class RunFolder:
@@ -39,6 +50,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.package = self.path / "package"
         self.model = self.path / "model"
+        self.peft = self.path / "peft"
 
     @property
     def finished(self) -> bool:

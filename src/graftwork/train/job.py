@@ -27,6 +27,7 @@ from graftwork.train.data import Data, load_data
 from graftwork.train.devices import ALONE, Devices
 from graftwork.train.drop import Drop, plan_drop
 from graftwork.train.full import FullModel
+from graftwork.train.peft import configured, put
 from graftwork.train.plain import PlainText
 from graftwork.train.prefix import Prefix, plan
 from graftwork.train.settings import wants_bf16
@@ -87,11 +88,18 @@ def _full(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | 
     return setup, FullModel(model, setup.name)
 
 
+def _peft(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None) -> tuple[Setup, nn.Module]:
+    config = configured(recipe.adapter.variant, recipe.adapter.options or {})
+    setup = set_up_head(model, recipe, task)
+    return setup, FullModel(model, setup.name, lambda copied: put(copied, config, setup.name))
+
+
 # training.method -> what trains, and what the Trainer gets
 METHODS: dict[str, Callable[[AdapterModel, Recipe, Task, Registry | None], tuple[Setup, nn.Module]]] = {
     "adapter": _adapter,
     "head": _head,
     "full": _full,
+    "peft": _peft,
 }
 
 

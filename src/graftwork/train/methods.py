@@ -19,6 +19,7 @@ from graftwork.recipe import Recipe, override
 from graftwork.schema.problems import nearest
 from graftwork.schema.sections import TrainingSection
 
+PEFT = "peft:"  # before a name: that method of PEFT
 AS_IT_IS = "recipe"  # the method that the recipe itself describes
 
 
@@ -57,6 +58,7 @@ METHODS: dict[str, Method] = {
     "lora": Method("lora", 5e-4, 5, "Hu et al. 2021: 4e-4 to 5e-4 with RoBERTa-base on GLUE"),
     "dora": Method("dora", 5e-4, 5, "Liu et al. 2024: as LoRA"),
     "ia3": Method("ia3", 3e-3, 10, "Liu et al. 2022: 3e-3"),
+    "bitfit": Method("bitfit", 1e-3, 10, "Ben Zaken et al. 2022: 1e-4 to 1e-3"),
     "prefix": Method("prefix_tuning", 1e-3, 10, "Li & Liang 2021 (5e-5, a decoder); Liu et al. 2022: 5e-3 on encoders"),
     "prompt": Method("prompt_tuning", 1e-2, 10, "Lester et al. 2021: 0.3 with Adafactor"),
 }  # fmt: skip
@@ -111,14 +113,20 @@ def _base(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
     plain = ALIASES.get(name, name)
     if plain in METHODS:
         return METHODS[plain].changes()
+    if name.startswith(PEFT):
+        kind = name.removeprefix(PEFT)
+        like = _like(kind, "adapter")
+        rates = {key: value for key, value in like.changes().items() if key.startswith("training.")}
+        return {**rates, "adapter": {"variant": kind}, "training.method": "peft", **METHODS["full"].others}
     if method := own.get("training.method", "adapter" if "adapter.variant" in own else ""):
         return _like(str(own.get("adapter.variant", "")), str(method)).changes() | {"adapter": {}}
     if is_named(name):
         return _like(name, "adapter").changes() | {"adapter": {"variant": name}}
     close = nearest(name, known())
     raise RecipeError(
-        f"method {name!r} is unknown{f'; did you mean {close}?' if close else ''}; there are {', '.join(known())}, any "
-        "config string of docs/adapters.md, and names that the recipe's compare section gives an adapter.variant"
+        f"method {name!r} is unknown{f'; did you mean {close}?' if close else ''}; there are {', '.join(known())}, "
+        "peft:lora and PEFT's others, any config string of docs/adapters.md, and names that the recipe's compare "
+        "section gives an adapter.variant"
     )
 
 
@@ -126,5 +134,5 @@ def _like(variant: str, method: str) -> Method:
     """The method with a row that is nearest: of the same kind and, for an adapter, of the same named configuration."""
     named = name_of(variant) or variant
     named = ALIASES.get(named, named)
-    alike = [one for one in METHODS.values() if one.method == method]
-    return next((one for one in alike if one.variant == named), OTHER if method == "adapter" else alike[0])
+    alike = [one for one in METHODS.values() if one.method == ("adapter" if method == "peft" else method)]
+    return next((one for one in alike if one.variant == named), OTHER if method in ("adapter", "peft") else alike[0])

@@ -62,9 +62,11 @@ class TrainResult:
 
     @property
     def size(self) -> int:
-        """Bytes of the package's files, and of the tuned base where there is one."""
+        """Bytes of the package's files, and of a tuned base or PEFT's files."""
         folder = RunFolder(self.folder)
-        files = [file for place in (folder.package, folder.model) if place.is_dir() for file in place.iterdir()]
+        files = [
+            file for place in (folder.package, folder.model, folder.peft) if place.is_dir() for file in place.iterdir()
+        ]
         return sum(file.stat().st_size for file in files)
 
 

@@ -43,6 +43,7 @@ from graftwork.train.job import Job, prepare
 from graftwork.train.memory import peak
 from graftwork.train.monitor import judge
 from graftwork.train.outcome import TrainResult, history, machine, read_result, versions, write_result
+from graftwork.train.peft import save
 from graftwork.train.settings import steps_per_epoch
 from graftwork.train.stages import FirstStage, first_stage
 from graftwork.train.trainer import Step
@@ -140,12 +141,12 @@ class _Call:
 def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> TrainResult:
     """Score the best epoch, package what was trained, and write it all down."""
     recipe, name = job.recipe, job.setup.name
-    model = _tuned(job, folder, job.learner) if isinstance(job.learner, FullModel) else job.model
+    model, kept = _learnt(job, folder)
     points, best = history(state.log_history), _best_epoch(job, state)
     scores = {split: _scores(job, model, rows) for split in ("dev", "test") if (rows := getattr(job.data, split))}
     curve = [scores["dev"], *(_scores(job, model, job.data.dev, range(n)) for n in job.drop.counts)] if job.drop else []
     provenance = _provenance(job, scores, _training(job, state.global_step, best, curve))
-    package = model.package(name, provenance=provenance)
+    package = kept.package(name, provenance=provenance)
     title = f"{name} ({recipe.task.kind}, {recipe.training.method})"
     no_curve = job.devices.from_first(lambda: _written(package, folder, points, job.metric, title))
     fused = after(job, call.screened, scores["dev"], folder)
@@ -165,7 +166,7 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
         steps=state.global_step,
         epochs=state.epoch,
         best_epoch=best,
-        parameters={"trained": call.trained, **_parameters(model, name)},
+        parameters={"trained": call.trained, **_parameters(kept, name)},
         data=provenance.data,
         seed=recipe.training.seed,
         seconds=call.seconds,
@@ -187,6 +188,25 @@ def _written(package: Package, folder: RunFolder, points: Sequence[Mapping[str, 
     with named(folder.path):
         write(package, folder.package, overwrite=True)
         return draw(points, metric, title, folder.curve)
+
+
+def _learnt(job: Job, folder: RunFolder) -> tuple[AdapterModel, AdapterModel]:
+    """The model that is scored, and the one that the package is of; what is in no package is written beside it."""
+    learner = job.learner
+    if not isinstance(learner, FullModel):
+        return job.model, job.model
+    if job.recipe.training.method == "full":
+        tuned = _tuned(job, folder, learner)
+        return tuned, tuned
+    job.model.parts.head(learner.head).load_state_dict(learner.model.parts.head(learner.head).state_dict())
+    job.devices.from_first(lambda: _save_peft(folder, learner))
+    return learner.model, job.model  # PEFT's layers are in a copy; the head is one on the base as it was
+
+
+def _save_peft(folder: RunFolder, learner: FullModel) -> None:
+    with named(folder.peft):
+        shutil.rmtree(folder.peft, ignore_errors=True)
+        save(learner.model, folder.peft)
 
 
 def _tuned(job: Job, folder: RunFolder, learner: FullModel) -> AdapterModel:

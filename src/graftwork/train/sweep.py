@@ -2,6 +2,7 @@
 
     expand(recipe, {"adapter.reduction_factor": [2, 8], "training.seed": [0, 1]})   four recipes, the last key fastest
 
+In a recipe a list where a key takes one value says the same (`recipe.swept`); on the command line `--sweep` does.
 `mood` becomes `mood-reduction_factor-2-seed-0`, and its output the folder of that name beside the recipe's own.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 from graftwork.errors import RecipeError
 from graftwork.recipe import Recipe, override, settings
 
+SEED = "training.seed"
 OWN = ("name", "output")  # keys that follow from the others
 
 
@@ -31,12 +33,22 @@ def expand(recipe: Recipe, choices: Mapping[str, Sequence[Any]], *, source: str 
     if problems:
         raise RecipeError(problems)
     made = []
-    for chosen in itertools.product(*choices.values()):
-        setting = dict(zip(choices, chosen, strict=True))
+    for setting in combined(choices):
         suffix = "".join(f"-{key.rpartition('.')[2]}-{_text(value)}" for key, value in setting.items())
         own = {"name": recipe.name + suffix, "output": recipe.output + suffix}
         made.append(override(recipe, setting | own, source=source) if suffix else recipe)
     return made
+
+
+def combined(choices: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of choices, the last key fastest."""
+    return [dict(zip(choices, chosen, strict=True)) for chosen in itertools.product(*choices.values())]
+
+
+def label(setting: Mapping[str, Any]) -> str:
+    """A combination as people say it, its seed left out: `reduction_factor=2`."""
+    said = [f"{key.rpartition('.')[2]}={_text(value)}" for key, value in setting.items() if key != SEED]
+    return ", ".join(said) or "recipe"
 
 
 def choices(pairs: Sequence[str], *, source: str = "--sweep") -> dict[str, Sequence[Any]]:

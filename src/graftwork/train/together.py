@@ -89,9 +89,10 @@ def check(recipes: Sequence[Recipe]) -> None:
                 f"recipes that train together have one base: model is {_said(first)} in {first.name!r} and "
                 f"{_said(recipe)} in {recipe.name!r}; train them apart"
             )
-        if recipe.training.method == "full":
+        if recipe.training.method in ("full", "peft"):
             raise RecipeError(
-                f"{recipe.name!r}: training.method full changes the base that the others stand on; train it alone"
+                f"{recipe.name!r}: training.method {recipe.training.method} changes the base that the others stand on; "
+                "train it alone"
             )
         if wants_bf16(recipe.training) != wants_bf16(first.training):
             raise RecipeError(

@@ -1,0 +1,184 @@
+"""A sweep carried out: one recipe with several values, trained together where that pays, and laid beside each other.
+
+    <output>-reduction_factor-2-seed-0/     an ordinary run for every combination
+    <output>-sweep/                         sweep.json, .md, .png: a row a combination, seeds averaged
+
+Together pays where a step has few tokens, for a forward of many small batches costs more in calls than in arithmetic
+(benchmarks/results/together.md): the rule is at most FEW pieces in the batch of one recipe. Elsewhere, and where
+recipes cannot share a forward, they train one after another; the results are the same.
+
+Chosen is what has the best mean dev score, of equals the smallest; the gap says what the widest has more on the test
+rows. With several seeds it is paired by seed, with Student's interval.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from graftwork.build import open_encoder, recipe_task
+from graftwork.errors import Conflict, GraftworkError, RecipeError, UserError
+from graftwork.recipe import Recipe
+from graftwork.registry.durable import replace_file
+from graftwork.registry.store import Registry
+from graftwork.train.comparison import Row, Run, draw, interval, page, row_of
+from graftwork.train.data import load_data
+from graftwork.train.folder import RunFolder, encoded, named
+from graftwork.train.outcome import TrainResult
+from graftwork.train.report import written
+from graftwork.train.run import How, train
+from graftwork.train.sweep import combined, expand, label
+from graftwork.train.together import check, train_together
+
+FEW = 128  # pieces in a batch
+SAMPLED = 100  # rows whose length says how long rows are
+OWN = ("sweep.json", "sweep.md", "sweep.png")
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What the widest has more than the chosen: of `split`, with Student's interval over seeds where there are some."""
+
+    chosen: str
+    widest: str
+    value: float
+    low: float | None
+    high: float | None
+    split: str
+    metric: str
+
+    def __str__(self) -> str:
+        if self.chosen == self.widest:
+            return f"chosen on dev: {self.chosen}, which is the widest"
+        around = "" if self.low is None else f" ({self.low:+.4f} to {self.high:+.4f})"
+        return (
+            f"chosen on dev: {self.chosen}; the widest, {self.widest}, has {self.value:+.4f}{around} {self.metric} of "
+            f"{self.split} beside it"
+        )
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The recipes of a sweep, what became of each, a row for each combination, and where the rows lie."""
+
+    recipes: Sequence[Recipe]
+    results: Sequence[TrainResult | GraftworkError]
+    rows: Sequence[Row]
+    gap: Gap | None
+    together: bool
+    folder: Path
+
+    def told(self) -> list[str]:
+        """What it came to, in lines."""
+        how = "together" if self.together else "one after another"
+        return [*([str(self.gap)] if self.gap else []), f"trained {how}; beside each other: {self.folder}"]
+
+
+def sweep(
+    recipe: Recipe,
+    choices: Mapping[str, Sequence[Any]],
+    *,
+    registry: Registry | None = None,
+    how: How | None = None,
+    progress: bool | None = None,
+    together: bool | None = None,
+) -> Swept:
+    """Train a recipe with every combination of choices. together: left out, where it pays.
+
+    Raises UserErrors before anything is written; what fails later fails alone.
+    """
+    how = how or How()
+    recipes, folder = expand(recipe, choices), Path(f"{recipe.output}-sweep")
+    if folder.is_dir() and (strangers := sorted({path.name for path in folder.iterdir()} - {*OWN})):
+        raise Conflict(f"{folder}: holds files that are no sweep's ({', '.join(strangers[:5])}); move them away")
+    for one in recipes:
+        RunFolder(one.output).check(resume=how.resume, overwrite=how.overwrite)
+    shared = pays(recipes) if together is None else together
+    given: dict[str, Any] = {
+        "registry": registry,
+        "resume": how.resume,
+        "overwrite": how.overwrite,
+        "command": how.command,
+    }
+    results = (
+        train_together(recipes, progress=progress, **given) if shared else _one_after_another(recipes, progress, given)
+    )
+    rows = _rows([label(setting) for setting in combined(choices)], recipes, results)
+    found = Swept(recipes, results, rows, gap(rows), shared, folder)
+    _write(found, recipe.name, how.command)
+    return found
+
+
+def pays(recipes: Sequence[Recipe]) -> bool:
+    """Whether recipes can train together, and their batches have few enough pieces to pay. Raises DataError."""
+    if len(recipes) < 2:
+        return False
+    try:
+        check(recipes)
+    except RecipeError:
+        return False
+    first = recipes[0]
+    data = load_data(first)
+    task = recipe_task(first, data.labels)
+    if task.reads_images or task.speaks:
+        return False
+    encoder = open_encoder(first.model.name, first.training.max_seq_length, "truncate")
+    pieces = mean(row.length for row in task.encode(data.dev[:SAMPLED], encoder))
+    return max(one.training.batch_size for one in recipes) * pieces <= FEW
+
+
+def gap(rows: Sequence[Row]) -> Gap | None:
+    """The widest beside what was chosen; None where nothing has a score, or all that trained is as wide."""
+    known = [row for row in rows if row.score is not None and row.dev is not None]
+    if len({row.parameters for row in known}) < 2:
+        return None
+    chosen = min(known, key=lambda row: (-(row.dev or 0.0), row.parameters or 0))
+    widest = max(known, key=lambda row: row.parameters or 0)
+    more = [widest.seeds[seed] - chosen.seeds[seed] for seed in chosen.seeds if seed in widest.seeds]
+    low, high = interval(more)
+    return Gap(chosen.method, widest.method, mean(more), low, high, chosen.split, chosen.metric) if more else None
+
+
+def _one_after_another(
+    recipes: Sequence[Recipe], progress: bool | None, given: Mapping[str, Any]
+) -> list[TrainResult | GraftworkError]:
+    found: list[TrainResult | GraftworkError] = []
+    for recipe in recipes:
+        try:
+            found.append(train(recipe, progress=progress, **given))
+        except GraftworkError as error:
+            if isinstance(error, UserError) and not found:
+                raise  # what is wrong with the first is wrong with all, and nothing was written
+            found.append(error)
+    return found
+
+
+def _rows(
+    labels: Sequence[str], recipes: Sequence[Recipe], results: Sequence[TrainResult | GraftworkError]
+) -> list[Row]:
+    runs = [
+        Run(name, recipe, {"error": str(one)} if isinstance(one, GraftworkError) else _answer(one))
+        for name, recipe, one in zip(labels, recipes, results, strict=True)
+    ]
+    return [row_of(name, runs) for name in dict.fromkeys(labels)]
+
+
+def _answer(result: TrainResult) -> dict[str, Any]:
+    return {"result": written(result), "size": result.size}
+
+
+def _write(found: Swept, name: str, command: str) -> None:
+    how = "trained together" if found.together else "trained one after another"
+    contents = {
+        "rows": [asdict(row) for row in found.rows],
+        "gap": None if found.gap is None else asdict(found.gap),
+        "together": found.together,
+    }
+    told = [str(found.gap)] if found.gap else []
+    with named(found.folder):
+        found.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(found.folder / OWN[0], encoded(contents))
+        text = page(f"{name}: a sweep, {how}", found.rows, command, *told)
+        replace_file(found.folder / OWN[1], text.encode())
+        draw(name, found.rows, found.folder / OWN[2])

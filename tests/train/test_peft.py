@@ -1,0 +1,93 @@
+"""PEFT's methods as baselines: the same trainer, PEFT's own numbers, and what is refused."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+
+from graftwork.build import open_encoder, open_model, package_task
+from graftwork.errors import RecipeError
+from graftwork.evaluate import evaluate
+from graftwork.recipe import override
+from graftwork.train.methods import recipes_of
+from graftwork.train.peft import MISSING, configured
+from graftwork.train.run import train
+from tests import tiny
+from tests.train import small
+
+ABSENT = find_spec("peft") is None
+needs_it = pytest.mark.skipif(ABSENT, reason="peft is not installed: pip install 'graftwork[baselines]'")
+LORA = {"training.method": "peft", "adapter": {"variant": "lora", "options": {"r": 2}}, "training.epochs": 1}
+
+
+@pytest.mark.skipif(not ABSENT, reason="peft is installed")
+def test_without_peft_it_is_said_how_to_get_it(tmp_path: Path) -> None:
+    made = small.recipe(tmp_path, LORA)
+    with pytest.raises(RecipeError, match=r"training\.method: peft: peft is not installed") as caught:
+        train(made)
+    assert MISSING in str(caught.value)
+    assert not Path(made.output).exists()
+
+
+def test_what_is_no_method_of_peft(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'seq_bn' is no method of peft that can be put into a model; there are lora"):
+        configured("seq_bn", {})
+    with pytest.raises(RecipeError, match=r"did you mean lora\?"):
+        configured("loro", {})
+    with pytest.raises(RecipeError, match="method: peft leaves no base frozen that could rest"):
+        override(small.recipe(tmp_path), {**LORA, "training.base_dropout": False})
+    with pytest.raises(RecipeError, match=r"stack has no meaning with training\.method: peft"):
+        override(small.recipe(tmp_path), {**LORA, "adapter.composition": "stack", "adapter.language_adapter": "hi"})
+
+
+def test_a_method_of_peft_has_the_rates_of_ours(tmp_path: Path) -> None:
+    found = recipes_of(small.recipe(tmp_path), ["lora", "peft:lora", "peft:oft"])
+    ours, theirs = found["lora"], found["peft:lora"]
+    assert (theirs.training.method, theirs.adapter.variant) == ("peft", "lora")
+    assert theirs.training.learning_rate == ours.training.learning_rate
+    assert found["peft:oft"].training.learning_rate == 5e-4
+
+
+@needs_it
+def test_it_trains_their_layers_and_writes_their_files(tmp_path: Path) -> None:
+    made = small.recipe(tmp_path, {**LORA, "training.learning_rate": 1e-2, "training.epochs": 3})
+    result = train(made)
+    lora = 3 * 2 * (32 * 2 + 2 * 32)  # three layers, query and value, A and B of rank 2
+    assert result.parameters["trained"] - result.parameters["head"] == lora
+    assert result.composition == "none"
+    assert result.scores["dev"]["accuracy"] > 0.5
+    config = json.loads((result.folder / "peft" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"]) == ("LORA", 2)
+    tensors = safetensors.torch.load_file(result.folder / "peft" / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in tensors.values()) == lora
+    assert any(bool(tensor.any()) for name, tensor in tensors.items() if "lora_B" in name), "it has learnt"
+    assert result.size > sum(file.stat().st_size for file in (result.folder / "peft").iterdir())
+    assert result.parameters["base"] == sum(one.numel() for one in tiny.model("bert").parameters())
+    assert train(made, resume=True).package.digest == result.package.digest
+
+
+@needs_it
+def test_what_is_written_answers_alike_in_peft_itself(tmp_path: Path) -> None:
+    import peft
+
+    made = small.recipe(tmp_path, {**LORA, "training.learning_rate": 1e-2})
+    result = train(made)
+    fresh = open_model(made.model)
+    assert result.package.manifest.base.fingerprint == fresh.backbone.fingerprint
+    config = peft.LoraConfig.from_pretrained(str(result.folder / "peft"))
+    peft.inject_adapter_in_model(config, fresh.base)
+    stored = safetensors.torch.load_file(result.folder / "peft" / "adapter_model.safetensors")
+    assert not peft.set_peft_model_state_dict(fresh.base, stored).unexpected_keys
+    fresh.install(result.package, "mood")
+    rows = [json.loads(line) for line in Path(str(made.data.test)).read_text("utf8").splitlines()]
+    task, encoder = package_task(result.package.manifest), open_encoder(made.model.name, 32)
+    scores, _ = evaluate(fresh, task, encoder, rows, adapters=None, head="mood")
+    assert scores == pytest.approx(result.scores["test"])
+
+
+@needs_it
+def test_what_peft_itself_refuses_is_said() -> None:
+    with pytest.raises(RecipeError, match=r"adapter\.options: peft's LoraConfig refuses them: .*rank"):
+        configured("lora", {"rank": 2})

@@ -1,0 +1,123 @@
+"""Sweeps: lists in a recipe, together or one after another with the same result, and what they are told as."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graftwork.errors import Conflict, GraftworkError, RecipeError
+from graftwork.recipe import Recipe, override, swept
+from graftwork.train.comparison import Row
+from graftwork.train.outcome import TrainResult
+from graftwork.train.run import How
+from graftwork.train.sweeping import Swept, gap, pays, sweep
+from tests.train import small
+from tests.train.test_together import folder_without_dropout
+
+TEXT = """
+model: {name: ./base}
+adapter: {variant: seq_bn, reduction_factor: [2, 8], leave_out: [0]}
+training: {seed: [0, 1], epochs: 1, batch_size: 4, learning_rate: 1e-2, max_seq_length: 32}
+task: {kind: classification}
+data: {train: train.jsonl, dev: dev.jsonl}
+"""
+WIDTHS = {"adapter.reduction_factor": [2, 8]}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Recipe:
+    folder_without_dropout(tmp_path / "base")
+    return small.recipe(tmp_path, {"adapter.variant": "seq_bn", "training.epochs": 1}, train=8, dev=6)
+
+
+def test_lists_in_a_recipe_are_a_sweep_where_a_key_takes_one_value(made: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "mood.yaml").write_text(TEXT)
+    recipe, choices = swept(tmp_path / "mood.yaml")
+    assert choices == {"adapter.reduction_factor": [2, 8], "training.seed": [0, 1]}
+    assert (recipe.adapter.reduction_factor, recipe.training.seed, recipe.adapter.leave_out) == (2, 0, (0,))
+    (tmp_path / "one.yaml").write_text(TEXT.replace("[2, 8]", "2").replace("[0, 1]", "0"))
+    assert swept(tmp_path / "one.yaml")[1] == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "reduction_factor: [2, 8]",
+            "reduction_factor: [wide, 8]",
+            "5|adapter.reduction_factor: 'wide' is not allowed",
+        ),
+        ("seed: [0, 1]", "seed: []", "training.seed: [] is not allowed"),
+        ("epochs: 1", "epoch: [1, 2]", "training.epoch: unknown key; did you mean epochs?"),
+    ],
+)
+def test_a_wrong_list_is_said_with_its_line(made: Recipe, tmp_path: Path, old: str, new: str, said: str) -> None:
+    (tmp_path / "mood.yaml").write_text(TEXT.replace(old, new))
+    with pytest.raises(RecipeError) as caught:
+        swept(tmp_path / "mood.yaml")
+    assert said.rpartition("|")[2] in str(caught.value), str(caught.value)
+    assert "mood.yaml:" in str(caught.value)
+
+
+def result(one: TrainResult | GraftworkError) -> TrainResult:
+    assert isinstance(one, TrainResult)
+    return one
+
+
+def test_together_and_one_after_another_are_the_same_sweep(made: Recipe, tmp_path: Path) -> None:
+    def swept_to(name: str, together: bool) -> Swept:
+        return sweep(override(made, {"output": str(tmp_path / name)}), WIDTHS, progress=False, together=together)
+
+    apart, shared = swept_to("apart", False), swept_to("shared", True)
+    for one, other in zip(apart.results, shared.results, strict=True):
+        assert result(one).scores["dev"] == pytest.approx(result(other).scores["dev"], abs=1e-4)
+    assert [row.method for row in apart.rows] == ["reduction_factor=2", "reduction_factor=8"]
+    assert [row.score for row in apart.rows] == pytest.approx([row.score for row in shared.rows])
+    assert [row.parameters for row in shared.rows] == [result(one).parameters["trained"] for one in shared.results]
+    assert shared.folder == tmp_path / "shared-sweep"
+    told = json.loads((shared.folder / "sweep.json").read_text())
+    assert (told["together"], len(told["rows"]), told["gap"]["widest"]) == (True, 2, "reduction_factor=2")
+    assert "a sweep, trained together" in (shared.folder / "sweep.md").read_text()
+    with pytest.raises(Conflict, match="holds a run already"):
+        swept_to("apart", False)
+    (shared.folder / "mine.txt").write_text("")
+    with pytest.raises(Conflict, match=r"holds files that are no sweep's \(mine.txt\)"):
+        sweep(override(made, {"output": str(tmp_path / "shared")}), WIDTHS, how=How(resume=True))
+
+
+def test_what_diverges_fails_alone(made: Recipe) -> None:
+    wild = override(made, {"training.max_grad_norm": 0.0, "training.batch_size": 2})
+    found = sweep(wild, {"training.learning_rate": [1e30, 1e-3]}, progress=False, together=False)
+    assert "training diverged" in str(found.results[0])
+    assert [row.error is None for row in found.rows] == [False, True]
+    assert found.gap is None, "equally wide"
+
+
+def test_together_pays_for_few_pieces_a_step(made: Recipe) -> None:
+    def recipes(changes: dict[str, Any]) -> list[Recipe]:
+        return [override(made, {**changes, "training.seed": seed, "output": f"runs/{seed}"}) for seed in (0, 1)]
+
+    assert pays(recipes({"training.batch_size": 4}))
+    assert not pays(recipes({"training.batch_size": 64}))
+    assert not pays(recipes({"training.batch_size": 4})[:1])
+    assert not pays(recipes({"training.batch_size": 4, "training.method": "full", "adapter": {}}))
+
+
+def row(name: str, dev: float, parameters: int, *scores: float) -> Row:
+    return Row(name, sum(scores) / len(scores), split="test", metric="f1", dev=dev, parameters=parameters,
+               seeds={str(seed): score for seed, score in enumerate(scores)})  # fmt: skip
+
+
+def test_the_gap_is_paired_by_seed() -> None:
+    found = gap(
+        [row("wide", 0.8, 90, 0.7, 0.9, 0.8), row("best", 0.9, 30, 0.6, 0.8, 0.7), row("small", 0.9, 20, 0.5, 0.7)]
+    )
+    assert found is not None
+    assert (found.chosen, found.widest) == ("small", "wide"), "of equals on dev the smallest"
+    assert found.value == pytest.approx(0.2)
+    assert (found.low, found.high) == (pytest.approx(0.2), pytest.approx(0.2)), "no seed differs from another"
+    assert str(found) == "chosen on dev: small; the widest, wide, has +0.2000 (+0.2000 to +0.2000) f1 of test beside it"
+    alone = gap([row("wide", 0.9, 90, 0.7), row("small", 0.8, 20, 0.5)])
+    assert str(alone) == "chosen on dev: wide, which is the widest"
+    assert gap([row("one", 0.9, 90, 0.7)]) is None
