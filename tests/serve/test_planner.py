@@ -122,7 +122,12 @@ REFUSALS = [
      'which head answers Fuse(mood@1, hi@1, name=headless@1)? say "head": "mood@1"'),
     ({"adapters": "Average(intent, mood)"},
      'which head answers Average(intent@2, mood@1)? say "head": "intent@2" or "mood@1"'),
-    ({"adapters": "Stack(mood, hi)"}, 'which head answers Stack(mood@1, hi@1)? say "head": "mood@1"'),
+    ({"adapters": "Stack(mood, hi, order=any)"},
+     'which head answers Stack(mood@1, hi@1, order=any)? say "head": "mood@1"'),
+    ({"adapters": "Stack(mood, hi)"},
+     "Stack(mood@1, hi@1): hi@1 is a language adapter and mood@1, below it, a task adapter; a task adapter reads what "
+     "a language adapter made of the text, so write Stack(hi@1, mood@1), or Stack(mood@1, hi@1, order=any) where this "
+     "order is meant"),
     ({"adapters": "Average(intent@1, intent@2)", "head": "intent"},
      "head 'intent' could be intent@1 or intent@2: say which"),
     ({"adapters": "mood", "head": "hi"}, 'hi@1 has no head (it is a language package); say "head": "mood@1"'),

@@ -80,7 +80,7 @@ def test_what_is_finished_is_read_back(folder: Path, rows: dict[str, Row]) -> No
         (place,) = rows[name].folders
         commands[name] = json.loads(Path(place, "result.json").read_text())["command"]
     assert commands["recipe"] == "an earlier run"
-    assert commands["head_only"].startswith("graftwork ")
+    assert commands["head_only"].startswith("graftwork"), "what was typed, by this process"
     assert (folder / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
     told = (folder / "out" / "compare.md").read_text()
     assert "score: accuracy of test, 1 seed;" in told

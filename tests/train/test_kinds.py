@@ -100,7 +100,7 @@ def recipe(folder: Path, name: str) -> Recipe:
         f"""
         model: {{name: ./base}}
         adapter: {{variant: "seq_bn[reduction_factor=4]"}}
-        training: {{epochs: 5, batch_size: 8, learning_rate: {rate}, max_seq_length: 48}}
+        training: {{epochs: 5, batch_size: 8, learning_rate: {rate}, max_seq_length: 48, base_dropout: false}}
         task: {{kind: {kind}}}
         data: {{train: train.jsonl, dev: dev.jsonl, test: test.jsonl}}
         """,

@@ -232,7 +232,7 @@ def test_heads_that_do_not_answer_the_task(tmp_path: Path, registry: Registry, h
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"training.method": "head"}, r"task\.head: 'mlm@1' stays frozen, and training\.method: head trains only the"),
+        ({"training.method": "head"}, r"task\.head: 'mlm@1' stays frozen, and training\.method: head trains the head;"),
         ({"training.method": "full"}, r"task\.head: 'mlm@1' stays frozen, and training\.method: full trains every"),
         ({"task.pooling": "mean"}, r"task\.pooling: the head of 'mlm@1' keeps its own; remove it"),
     ],

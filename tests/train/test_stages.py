@@ -32,7 +32,7 @@ from graftwork.train.trainer import AdapterTrainer
 from tests import tiny
 from tests.adapted import same, shaken, snapshot
 from tests.train import small
-from tests.train.processes import together
+from tests.train.launch import together
 from tests.train.test_together import check_alike, folder_without_dropout
 
 MEMBER = """

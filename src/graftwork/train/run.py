@@ -160,7 +160,7 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
         learning=verdict.written if verdict.numbers else {},
         drop_curve=curve,
         parallel=job.devices.record,
-        screening=fused.screening,
+        screening=list(fused.screening),
         attention=fused.attention,
         history=points,
         steps=state.global_step,
