@@ -208,7 +208,7 @@ def drawn(file: Path, count: int, seed: int, asked: Asked) -> Path:
     """A file with `count` of a file's rows, drawn by a seed, in their order."""
     lines = file.read_text("utf8").splitlines(keepends=True)
     chosen = sorted(random.Random(seed).sample(range(len(lines)), min(count, len(lines))))
-    place = asked.runs / "data" / f"{'-'.join(file.parts[-3:-1])}-{file.stem}-{count}-{seed}.jsonl"
+    place = asked.runs / "data" / f"{'-'.join(file.parts[-3:-1])}-{file.stem}-{count}-{seed}{file.suffix}"
     place.parent.mkdir(parents=True, exist_ok=True)
     page.write(place, "".join(lines[line] for line in chosen))
     return place
