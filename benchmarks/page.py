@@ -14,12 +14,12 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from graftwork.registry.durable import replace_file
 from graftwork.train.outcome import machine, versions
+from graftwork.train.plots import can_draw, missing
 
 Point = tuple[float, float]
 
@@ -100,8 +100,7 @@ def draw(file: Path, title: str, across: str, up: str, curves: Sequence[Curve]) 
 
 
 def _without(file: Path) -> str:
-    missing = find_spec("matplotlib") is None
-    return f"no picture {file.name}: matplotlib is not installed (pip install 'graftwork[plots]')" if missing else ""
+    return "" if can_draw() else missing(f"picture {file.name}")
 
 
 def _figure(size: tuple[float, float]) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from graftwork.train import attention
+from graftwork.train import plots
 from graftwork.train.attention import MISSING, by_label, by_site, draw, findings, lines
 
 
@@ -56,6 +56,6 @@ def test_the_picture_or_why_there_is_none(tmp_path: Path, monkeypatch: pytest.Mo
     labels = {str(number): TWO for number in range(12)}  # more than there are panels
     assert draw(told(TWO, labels=labels), "mix", tmp_path / "a.png") == ""
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr(attention, "find_spec", lambda name: None)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
     assert draw(told(TWO), "mix", tmp_path / "b.png") == MISSING
     assert not (tmp_path / "b.png").exists()

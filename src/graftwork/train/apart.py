@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +25,7 @@ from graftwork.recipe import Recipe, dump, loads
 from graftwork.registry.store import Registry
 from graftwork.train.callbacks import bars
 from graftwork.train.folder import RunFolder
+from graftwork.train.plots import can_draw
 from graftwork.train.price import price
 from graftwork.train.report import written
 from graftwork.train.run import How, carry_out, ready
@@ -81,7 +81,7 @@ class Apart:
 
 def serve() -> None:
     """Answer every job on standard input by a child, until it is closed."""
-    if find_spec("matplotlib") is not None:
+    if can_draw():
         import matplotlib.figure  # noqa: F401  # every child draws its curve
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is no answer

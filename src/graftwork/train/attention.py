@@ -6,9 +6,7 @@ a plain average of the members. Shares alone do not tell: where half of the toke
 to the other, the shares are even and the fusion has chosen. The picture needs matplotlib, the [plots] extra.
 """
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graftwork.registry.durable import replace_file
 from graftwork.tasks.kinds import numbers_classes
 from graftwork.train.job import Job
+from graftwork.train.plots import can_draw, missing, save
 
 UNIFORM = 0.98  # mean entropy of the tokens' attention from which a layer is said not to choose
 ENOUGH = 0.9  # share of the attention from which the two most attended members are said to be enough
 KEPT = 2  # members, of which that is asked: what Rücklé et al. 2021 kept of 8
 PANELS = 8  # of the picture: all rows, and labels
-MISSING = "no picture of the attention: matplotlib is not installed (pip install 'graftwork[plots]')"
+MISSING = missing("picture of the attention")
 
 
 def measured(job: Job) -> dict[str, Any]:
@@ -90,7 +88,7 @@ def findings(attention: Mapping[str, Any], name: str) -> Iterator[str]:
 
 def draw(attention: Mapping[str, Any], title: str, file: Path) -> str:
     """Write a heat map, layers by members, of all rows and of the first labels; "" or the reason why there is none."""
-    if find_spec("matplotlib") is None:
+    if not can_draw():
         return MISSING
     from matplotlib.figure import Figure
 
@@ -106,10 +104,7 @@ def draw(attention: Mapping[str, Any], title: str, file: Path) -> str:
         axes.set_xticks(range(len(members)), members, rotation=60, ha="right", fontsize=8)
         axes.set_yticks(range(len(sites)), sites if place == 1 else [""] * len(sites), fontsize=8)
     figure.colorbar(drawn, ax=figure.axes, shrink=0.8) if drawn is not None else None
-    figure.suptitle(title)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    replace_file(file, picture.getvalue())
+    save(figure, title, file)
     return ""
 
 

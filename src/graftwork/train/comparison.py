@@ -1,9 +1,7 @@
 """What a comparison found: a row a method, as a table, as a page and as a picture of scores against parameters."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -11,11 +9,11 @@ from typing import Any
 from scipy.stats import t as student
 
 from graftwork.recipe import Recipe
-from graftwork.registry.durable import replace_file
 from graftwork.train.folder import encoded
+from graftwork.train.plots import can_draw, missing, save
 
 INSIDE = 0.95
-MISSING = "no picture: matplotlib is not installed (pip install 'graftwork[plots]')"
+MISSING = missing("picture")
 MEANT = """\
 Scores are means over seeds, with Student's 95 % interval over them where there are several. Trained: all that trained,
 the head included, and its share of the base's parameters. File: what would be stored. Memory: the most that was
@@ -189,7 +187,7 @@ def draw(name: str, rows: Sequence[Row], file: Path) -> str:
     known = [row for row in rows if row.score is not None and row.parameters]
     if not known:
         return "no picture: no method has a score"
-    if find_spec("matplotlib") is None:
+    if not can_draw():
         return MISSING
     from matplotlib.figure import Figure
 
@@ -205,8 +203,5 @@ def draw(name: str, rows: Sequence[Row], file: Path) -> str:
     axes.set_ylabel(f"{known[0].split} {known[0].metric}")
     axes.grid(alpha=0.3)
     axes.margins(x=0.15)
-    figure.suptitle(name)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    replace_file(file, picture.getvalue())
+    save(figure, name, file)
     return ""

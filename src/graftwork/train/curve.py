@@ -1,19 +1,17 @@
 """The training curve as a picture: loss above, dev score below, over steps. Needs matplotlib, the [plots] extra."""
 
-import io
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from graftwork.registry.durable import replace_file
+from graftwork.train.plots import can_draw, missing, save
 
-MISSING = "no training curve: matplotlib is not installed (pip install 'graftwork[plots]')"
+MISSING = missing("training curve")
 
 
 def draw(history: Sequence[Mapping[str, Any]], metric: str, title: str, file: Path) -> str:
     """Write the curve as a PNG and return "", or return the reason why there is none."""
-    if find_spec("matplotlib") is None:
+    if not can_draw():
         return MISSING
     from matplotlib.figure import Figure
 
@@ -30,8 +28,5 @@ def draw(history: Sequence[Mapping[str, Any]], metric: str, title: str, file: Pa
     below.set_xlabel("step")
     for axes in (above, below):
         axes.grid(alpha=0.3)
-    figure.suptitle(title)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    replace_file(file, picture.getvalue())
+    save(figure, title, file)
     return ""
