@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from graftwork.schema.problems import shown
+from graftwork.schema.sections import NOT_FLAGS
 from graftwork.schema.values import RECIPES
 from graftwork.schema.yaml_text import Problem
 
@@ -41,7 +42,7 @@ POOLS = (
     "similarity",
     "image_classification",
 )  # one answer a row
-_NOT_FLAGS = ("variant", "composition", "language_adapter", "task_adapter", "members", "role")
+_BASELINES = ("full", "head", "peft")  # of training.method: they train no adapter of ours
 
 
 def conflicts(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -96,11 +97,11 @@ def _composition(adapter: Mapping[str, Any], method: Any) -> Iterator[Problem]:
         elif isinstance(members, list) and (twice := _twice(members)):
             yield _about("adapter", "members", f"{twice[0]!r} stands there twice; name each member once")
         for key in adapter:
-            if key not in _NOT_FLAGS and adapter[key] is not None:
+            if key not in NOT_FLAGS and adapter[key] is not None:
                 yield _about(
                     "adapter", key, "composition: fuse trains no new adapter and its members keep their form; remove it"
                 )
-    if composition and method in ("full", "head", "peft"):
+    if composition and method in _BASELINES:
         yield _about(
             "adapter", "composition", f"{composition} has no meaning with training.method: {method}; use adapter"
         )
@@ -142,7 +143,7 @@ def _dropping(training: Mapping[str, Any], kind: Any) -> Iterator[Problem]:
     drop, method = training.get("drop"), training.get("method")
     if drop is None:
         return
-    if method in ("full", "head", "peft"):
+    if method in _BASELINES:
         yield _about("training", "drop", f"{shown(drop)}: method: {method} trains no adapter to drop; remove it")
     elif kind == "seq2seq_lm":
         yield _about("training", "drop", f"{shown(drop)}: texts are said with the adapters of all layers; remove it")
@@ -171,7 +172,7 @@ def _head(task: Mapping[str, Any], method: Any) -> Iterator[Problem]:
     """What has no meaning with a head that stays as it is."""
     if task.get("head") is None:
         return
-    if method in ("full", "head", "peft"):
+    if method in _BASELINES:
         why = "trains every weight" if method == "full" else "trains the head"
         yield _about(
             "task", "head", f"{shown(task['head'])} stays frozen, and training.method: {method} {why}; remove it"

@@ -81,11 +81,9 @@ class AdapterSection(Section):
         return self.model_dump(mode="json", include=set(ADAPTER_FLAGS), exclude_none=True) | (self.options or {})
 
 
-ADAPTER_FLAGS = tuple(
-    key
-    for key in AdapterSection.model_fields
-    if key not in ("variant", "options", "composition", "language_adapter", "task_adapter", "members", "role")
-)
+# what is no property of the adapter itself, and may stand beside the members of a fusion
+NOT_FLAGS = ("variant", "composition", "language_adapter", "task_adapter", "members", "role")
+ADAPTER_FLAGS = tuple(key for key in AdapterSection.model_fields if key not in (*NOT_FLAGS, "options"))
 
 
 class TrainingSection(Section):

@@ -63,15 +63,16 @@ Name = Annotated[
     AfterValidator(_not_none),
     Allowed("a name of letters, digits and - _ . / that begins with a letter or digit and is not 'none'"),
 ]
+_REFERENCE = rf"{_NAME}(@[A-Za-z0-9][A-Za-z0-9._-]*)?"
 Reference = Annotated[
     str,
-    Field(pattern=rf"^{_NAME}(@[A-Za-z0-9][A-Za-z0-9._-]*)?$"),
+    Field(pattern=rf"^{_REFERENCE}$"),
     Allowed("a name in the registry, with a version or alias where it matters: ner@1"),
 ]
 RECIPES = (".yaml", ".yml")  # what the path of a recipe ends with
 Member = Annotated[
     str,
-    Field(pattern=rf"^({_NAME}(@[A-Za-z0-9][A-Za-z0-9._-]*)?|.*\S.*\.ya?ml)$"),
+    Field(pattern=rf"^({_REFERENCE}|.*\S.*\.ya?ml)$"),
     AfterValidator(_encodable),
     Allowed("a name in the registry, with a version or alias where it matters (ner@1), or a recipe's path (ner.yaml)"),
 ]

@@ -24,11 +24,22 @@ _AT_ONCE, _ROUNDS = 8192, 4
 Numbers = numpy.ndarray[Any, Any]
 
 
-class LengthGroupedSampler(Sampler[int]):
-    """Every index once an epoch; each run of `batch_size` indices is a batch. `set_epoch` chooses the order.
+class _ByEpoch(Sampler[int]):
+    """An order for every epoch. told: is told every epoch that is chosen, for rows that are others in each."""
 
-    told: is told every epoch that is chosen, for rows that are others in each.
-    """
+    def __init__(self, seed: int, epoch: int, told: Callable[[int], None] | None) -> None:
+        self._seed, self._told = seed, told
+        self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this epoch from the next iteration on."""
+        self._epoch = epoch
+        if self._told is not None:
+            self._told(epoch)
+
+
+class LengthGroupedSampler(_ByEpoch):
+    """Every index once an epoch; each run of `batch_size` indices is a batch. `set_epoch` chooses the order."""
 
     def __init__(
         self,
@@ -42,15 +53,7 @@ class LengthGroupedSampler(Sampler[int]):
             raise ValueError(f"batch_size {batch_size} must be at least 1, seed {seed} and epoch {epoch} at least 0")
         self._lengths = numpy.asarray(lengths, dtype=numpy.int64)  # (rows,)
         self._batch_size = batch_size
-        self._seed = seed
-        self._told = told
-        self.set_epoch(epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take the order of this epoch from the next iteration on."""
-        self._epoch = epoch
-        if self._told is not None:
-            self._told(epoch)
+        super().__init__(seed, epoch, told)
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -69,24 +72,15 @@ class LengthGroupedSampler(Sampler[int]):
         return list(rows[numpy.argsort(self._lengths[rows], kind="stable")])
 
 
-class ShuffledSampler(Sampler[int]):
-    """Every one of `count` indices once an epoch, in an order that needs no memory. `set_epoch` chooses it.
-
-    told: as in LengthGroupedSampler.
-    """
+class ShuffledSampler(_ByEpoch):
+    """Every one of `count` indices once an epoch, in an order that needs no memory. `set_epoch` chooses it."""
 
     def __init__(self, count: int, seed: int, epoch: int = 0, told: Callable[[int], None] | None = None) -> None:
         if count < 1 or seed < 0 or epoch < 0:
             raise ValueError(f"count {count} must be at least 1, seed {seed} and epoch {epoch} at least 0")
-        self._count, self._seed, self._told = count, seed, told
+        self._count = count
         self._half = numpy.uint64(max(1, -(-(count - 1).bit_length() // 2)))  # bits of half a number
-        self.set_epoch(epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take the order of this epoch from the next iteration on."""
-        self._epoch = epoch
-        if self._told is not None:
-            self._told(epoch)
+        super().__init__(seed, epoch, told)
 
     def __len__(self) -> int:
         return self._count

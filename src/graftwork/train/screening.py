@@ -23,11 +23,11 @@ from graftwork.build import add_task_head
 from graftwork.compose.tree import leaves
 from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
-from graftwork.registry.package import Package
 from graftwork.tasks.bootstrap import difference
 from graftwork.tasks.encoded import IGNORED
 from graftwork.tasks.scorer import Scorer
 from graftwork.train.job import Job
+from graftwork.train.setup import answers
 
 ROWS, TOKENS = 2000, 10_000
 BASE = "none"  # as a composition writes it
@@ -82,8 +82,8 @@ def below_best(screening: Sequence[Mapping[str, Any]], score: float, main: str, 
 
 def _screened(job: Job, model: AdapterModel) -> Iterator[dict[str, Any]]:
     fit, base = FITS.get(job.task.kind), None
-    for name, package in [(BASE, None), *zip(_members(job), job.setup.packages, strict=True)]:
-        fits = package is not None and _answers(package, job)
+    for name, package in [(BASE, None), *zip(leaves(job.setup.composition), job.setup.packages, strict=True)]:
+        fits = package is not None and package.manifest.head is not None and answers(package, job.task)
         if package is not None:
             model.install(package, name, with_head=fits)
         adapters = None if package is None else name
@@ -126,8 +126,8 @@ def _probe(job: Job, model: AdapterModel, adapters: str | None, fit: "Fit") -> S
 
 def _score(job: Job, model: AdapterModel, adapters: str | None, head: str) -> Scorer:
     size = job.recipe.training.eval_batch_size
-    _, answers = evaluate(model, job.task, job.encoder, job.dev, adapters=adapters, head=head, batch_size=size)
-    return job.task.scorer(answers, job.dev)
+    _, found = evaluate(model, job.task, job.encoder, job.dev, adapters=adapters, head=head, batch_size=size)
+    return job.task.scorer(found, job.dev)
 
 
 def _read(job: Job, model: AdapterModel, adapters: str | None) -> tuple[Numbers, Numbers]:
@@ -151,11 +151,11 @@ def _read(job: Job, model: AdapterModel, adapters: str | None) -> tuple[Numbers,
                 states, labels = states[labels != IGNORED], labels[labels != IGNORED]
             read.append(states.cpu())
             wanted.append(labels.cpu())
-    found, answers = torch.cat(read), torch.cat(wanted)
+    found, right = torch.cat(read), torch.cat(wanted)
     if not job.task.pools:
         kept = torch.randperm(len(found), generator=generator)[:TOKENS]
-        found, answers = found[kept], answers[kept]
-    return found.numpy(), answers.numpy()
+        found, right = found[kept], right[kept]
+    return found.numpy(), right.numpy()
 
 
 Fit = Callable[[Numbers, Numbers, int], Line]  # standardised (N, D), answers (N,) or (N, L), L -> a linear head
@@ -199,20 +199,6 @@ FITS: dict[str, Fit] = {
     "multilabel": _labels,
     "regression": _number,
 }
-
-
-def _members(job: Job) -> list[str]:
-    return list(leaves(job.setup.composition))
-
-
-def _answers(package: Package, job: Job) -> bool:
-    """Whether a package's own head answers the job's task."""
-    spec = package.manifest.task
-    return (
-        package.manifest.head is not None
-        and spec is not None
-        and (spec.kind, spec.labels) == (job.task.kind, job.task.labels)
-    )
 
 
 def _known(row: Mapping[str, Any]) -> list[float]:

@@ -88,7 +88,8 @@ def _alone(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry |
 def _stack(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None) -> Setup:
     named = recipe.adapter.language_adapter or ""
     references = (named,) if isinstance(named, str) else named
-    members = [install_member(model, "adapter.language_adapter", reference, registry) for reference in references]
+    found = [install_member(model, "adapter.language_adapter", reference, registry) for reference in references]
+    members = [member for member, _ in found]
     stacks = tuple(Stack(below.name, recipe.name) for below in members)
     if recipe.adapter.task_adapter is None:
         model.add_adapter(recipe.name, adapter_config(recipe.adapter, model.backbone.layers))
@@ -96,18 +97,18 @@ def _stack(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry |
         reference, package = _fetch("adapter.task_adapter", recipe.adapter.task_adapter, registry)
         _check_same_form(recipe.adapter, reference, package, model.backbone.layers)
         # other labels, or a head from elsewhere: the package's own cannot go on, the adapter can
-        model.install(package, recipe.name, with_head=recipe.task.head is None and _answers(package, task))
+        model.install(package, recipe.name, with_head=recipe.task.head is None and answers(package, task))
         members.append(Member(name=reference, digest=package.digest))
     return Setup(recipe.name, stacks[0], tuple(members), cycle=stacks if len(stacks) > 1 else ())
 
 
 def _fuse(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None) -> Setup:
     wanted = recipe.adapter.members or ()
-    members = [install_member(model, "adapter.members", reference, registry) for reference in wanted]
-    packages = tuple(registry.get(member.name) for member in members if registry is not None)
+    found = [install_member(model, "adapter.members", reference, registry) for reference in wanted]
+    members, packages = tuple(member for member, _ in found), tuple(package for _, package in found)
     fuse = Fuse(*(member.name for member in members), name=recipe.name)
     model.add_adapter_fusion(fuse, replace(FUSIONS["dynamic"], regularization=recipe.training.fusion_regularisation))
-    return Setup(recipe.name, fuse, tuple(members), packages)
+    return Setup(recipe.name, fuse, members, packages)
 
 
 _COMPOSITIONS: dict[str | None, Callable[[AdapterModel, Recipe, Task, Registry | None], Setup]] = {
@@ -121,7 +122,7 @@ def _take_head(model: AdapterModel, recipe: Recipe, task: Task, registry: Regist
     """Add the head that the recipe takes from a package."""
     exact, package = _find("task.head", recipe.task.head or "", registry)
     head, spec = package.manifest.head, package.manifest.task
-    if head is None or not _answers(package, task):
+    if head is None or not answers(package, task):
         has = "no head" if head is None else f"a head for {spec.kind if spec else head.kind}"
         labels = f" with the labels {', '.join(head.labels)}" if head is not None and head.labels else ""
         wanted = task.kind + (f" with the labels {', '.join(task.labels)}" if task.labels else "")
@@ -130,19 +131,19 @@ def _take_head(model: AdapterModel, recipe: Recipe, task: Task, registry: Regist
     return Member(name=exact, digest=package.digest)
 
 
-def _answers(package: Package, task: Task) -> bool:
+def answers(package: Package, task: Task) -> bool:
     """Whether a package's head answers a task as it is."""
     spec = package.manifest.task
     return spec is not None and (spec.kind, spec.labels) == (task.kind, task.labels)
 
 
-def install_member(model: AdapterModel, key: str, reference: str, registry: Registry | None) -> Member:
+def install_member(model: AdapterModel, key: str, reference: str, registry: Registry | None) -> tuple[Member, Package]:
     """Install a package without its head, under its exact reference. Raises as `set_up`."""
     exact, package = _fetch(key, reference, registry)
     if exact in model.parts.adapter_configs:
         raise RecipeError(f"{key}: {reference!r} is {exact}, which is a member already; name each member once")
     model.install(package, exact, with_head=False)
-    return Member(name=exact, digest=package.digest)
+    return Member(name=exact, digest=package.digest), package
 
 
 def _find(key: str, reference: str, registry: Registry | None) -> tuple[str, Package]:
