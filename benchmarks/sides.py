@@ -46,12 +46,7 @@ class Remote:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={
-                    **os.environ,
-                    **quiet,
-                    "PYTHONPATH": str(ROOT / "src"),
-                    "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
-                },
+                env={**os.environ, **quiet, "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")},
             )
 
     def ask(self, do: str, **fields: Any) -> dict[str, Any]:

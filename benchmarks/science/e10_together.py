@@ -18,8 +18,8 @@ from typing import Any
 
 import room
 from room import Asked, Study, main, page
-from rows import Key, Row, matching
-from telling import study_page
+from rows import Key, Row, by_seed, matching
+from telling import matched, study_page
 
 from graftwork import recipe as recipes
 from graftwork.errors import GraftworkError
@@ -145,8 +145,7 @@ def _sets(found: Sequence[Row]) -> list[tuple[str, int]]:
 
 def _pairs(found: Sequence[Row], name: str, batch: int) -> list[tuple[Row, Row]]:
     """The two ways of a set, seed by seed, where both are there."""
-    sides = [{row["key"]["seed"]: row for row in matching(found, set=name, batch=batch, way=way)} for way in WAYS]
-    return [(sides[0][seed], sides[1][seed]) for seed in sides[0] if seed in sides[1]]
+    return matched(*(by_seed(matching(found, set=name, batch=batch, way=way)) for way in WAYS))
 
 
 STUDY = Study(

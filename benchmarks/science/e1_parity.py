@@ -139,8 +139,8 @@ def runs(found: Sequence[Row], task: str, method: str, asked: Asked) -> dict[int
     choice = chosen(found, task, method, asked)
     if choice is None:
         return {}
-    seeds = {row["key"]["seed"]: row for row in matching(found, task=task, method=method, rate=choice.rate)
-             if ("epochs" in row["key"]) == choice.longer}  # fmt: skip
+    rows = matching(found, task=task, method=method, rate=choice.rate)
+    seeds = book.by_seed([row for row in rows if ("epochs" in row["key"]) == choice.longer])
     return dict(sorted(seeds.items()))
 
 

@@ -23,7 +23,7 @@ import room
 import torch
 from page import Curve, draw
 from room import METHODS, Asked, Study, main, page
-from rows import Key, Row, matching
+from rows import Key, Row, by_seed, matching
 from shared_trunk import answers, arithmetic, text
 from telling import matched, paired, shown, spread, study_page
 from torch import Tensor, nn
@@ -188,8 +188,7 @@ def prefix(tasks: int, dropped: int, rounds: int) -> Row:
 def runs(found: Sequence[Row], task: str, variant: str, dropped: int) -> dict[int, Row]:
     """The rows of a variant with so many layers dropped, by seed."""
     depth = max(dropped, left_out(variant))
-    rows = matching(found, part="quality", task=task, variant=variant, dropped=depth)
-    return {int(row["key"]["seed"]): row for row in rows}
+    return by_seed(matching(found, part="quality", task=task, variant=variant, dropped=depth))
 
 
 def kept(found: Sequence[Row], variant: str, dropped: int) -> float | None:

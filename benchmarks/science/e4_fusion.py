@@ -25,10 +25,10 @@ from typing import Any
 import room
 from rich.progress import Progress
 from room import METHODS, Asked, Study, main, page
-from rows import Key, Row, matching
+from rows import Key, Row, by_seed, matching
 from telling import matched, paired, shown, spread, study_page
 
-from graftwork.build import open_encoder, open_model, recipe_task
+from graftwork.build import open_model, recipe_task
 from graftwork.compose.grammar import as_composition
 from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
@@ -201,16 +201,12 @@ def _row(
     target: str, made: Recipe, dev: float, model: AdapterModel, adapters: Any, asked: Asked, head: str = ""
 ) -> Row:
     """dev, test, which items are right, and how much trained."""
-    items = room.items_of(target, asked)
-    task = recipe_task(made, made.task.labels or ())
-    encoder = open_encoder(made.model.name, made.training.max_seq_length, "truncate")
-    scores, answers = evaluate(model, task, encoder, items, adapters=adapters, head=head or made.name)
-    parts = model.parts
+    task, parts = recipe_task(made, made.task.labels or ()), model.parts
+    found = room.judged(model, task, room.items_of(target, asked), adapters, head or made.name)
     trained = parts.count("heads", made.name)
     trained += parts.count("fusions", made.name) if made.name in parts.fusion_records else 0
     trained += parts.count("adapters", made.name) if made.name in parts.adapter_configs else 0
-    return {"dev": dev, "test": scores[task.main_score], **room.graded(task, answers, items),
-            "parameters": {"trained": trained}}  # fmt: skip
+    return {"dev": dev, **found, "parameters": {"trained": trained}}
 
 
 # -- what the rows say ------------------------------------------------------------------------------------------------
@@ -223,9 +219,8 @@ def against(found: Sequence[Row], system: str, other: str, **only: Any) -> Inter
         for count in LABELS:
             if only.get("target", target) != target or only.get("labels", count) != count:
                 continue
-            by = [{row["key"]["seed"]: row for row in matching(found, target=target, labels=count, system=one)}
-                  for one in (other, system)]  # fmt: skip
-            if pairs := matched(by[0], by[1]):
+            by = [by_seed(matching(found, target=target, labels=count, system=one)) for one in (other, system)]
+            if pairs := matched(*by):
                 tests.append(pairs)
     return paired(tests) if tests else None
 

@@ -21,7 +21,7 @@ import room
 import torch
 from e4_fusion import MORE, SOURCES, TARGETS
 from room import Asked, Study, main, page
-from rows import Key, Row, matching
+from rows import Key, Row, by_seed, matching
 from telling import matched, paired, shown, spread, study_page
 
 from graftwork.build import open_encoder, package_task
@@ -66,11 +66,8 @@ def work(key: Key, asked: Asked) -> Row:
         more = {"seconds": _times(model, {"base": None, "whole": whole, "pruned": tree})}
     head = result.name if tree is whole else tree.name
     dev, _ = evaluate(model, task, encoder, data.dev, adapters=tree, head=head)
-    items = room.items_of(target, asked)
-    scores, answers = evaluate(model, task, encoder, items, adapters=tree, head=head)
-    main_score = task.main_score
-    return {"dev": dev[main_score], "test": scores[main_score], **room.graded(task, answers, items), **more,
-            "parameters": dict(result.parameters)}  # fmt: skip
+    found = room.judged(model, task, room.items_of(target, asked), tree, head)
+    return {"dev": dev[task.main_score], **found, **more, "parameters": dict(result.parameters)}
 
 
 def _given(rows: EncodedRows, chosen: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -112,9 +109,8 @@ def loss(found: Sequence[Row], members: int, target: str = "") -> Any:
     """Points that pruning changes the test score by, over targets and seeds; None before there are rows."""
     tests = []
     for one in (target,) if target else TARGETS:
-        by = [{row["key"]["seed"]: row for row in matching(found, target=one, members=members, keep=keep)}
-              for keep in (members, KEEP)]  # fmt: skip
-        if pairs := matched(by[0], by[1]):
+        by = [by_seed(matching(found, target=one, members=members, keep=keep)) for keep in (members, KEEP)]
+        if pairs := matched(*by):
             tests.append(pairs)
     return paired(tests) if tests else None
 

@@ -19,18 +19,16 @@ from typing import Any
 import room
 import torch
 from room import QUICK, SHARED, Asked, Study, main, page
-from rows import Key, Row, matching
+from rows import Key, Row, by_seed, matching
 from telling import matched, paired, shown, spread, study_page
 
-from graftwork.build import open_encoder, open_model, package_task
+from graftwork.build import open_model, package_task
 from graftwork.compose.grammar import parse
 from graftwork.compose.tree import leaves
-from graftwork.evaluate import evaluate
 from graftwork.packing import Provenance
-from graftwork.recipe import Recipe, dump, loads, override
+from graftwork.recipe import Recipe, loads, override
 from graftwork.registry.store import Registry
-from graftwork.schema.sections import DataSection, ModelSection
-from graftwork.train.data import read_split
+from graftwork.schema.sections import ModelSection
 from graftwork.train.stages import kept
 
 MADE = "made"
@@ -81,13 +79,8 @@ def scored(composition: str, pos: str, folder: str, asked: Asked) -> Row:
     for name in leaves(tree):
         model.install(store.get(name), name, with_head=name == pos)
     kind = package_task(store.get(pos).manifest)
-    file = SHARED / "ud_pos" / folder / "test.jsonl"
-    items = read_split(
-        DataSection(train=str(room.drawn(file, 60, 0, asked) if asked.quick else file)), "train", kind.kind
-    )
-    encoder = open_encoder(room.BASE["model.name"], room.BASE["training.max_seq_length"], "truncate")
-    scores, answers = evaluate(model, kind, encoder, items, adapters=tree, head=pos)
-    return {"test": scores[kind.main_score], **room.graded(kind, answers, items)}
+    items = room.items_in(SHARED / "ud_pos" / folder / "test.jsonl", kind.kind, asked)
+    return room.judged(model, kind, items, tree, pos)
 
 
 @lru_cache
@@ -134,8 +127,7 @@ def run(name: str, kind: str, files: Mapping[str, str], told: Mapping[str, Any],
     if kind == "tagging":
         given["task"]["labels"] = room.labels(TASK)
     made: Recipe = override(loads(json.dumps({**given, "data": dict(files)})), told)
-    digest = hashlib.sha256(dump(override(made, {"output": "runs/none"})).encode()).hexdigest()[:10]
-    return room.trained(override(made, {"output": str(asked.runs / f"{name}-{digest}")}), registry(asked))
+    return room.trained(room.placed(made, asked), registry(asked))
 
 
 @lru_cache
@@ -160,7 +152,7 @@ def registry(asked: Asked) -> Registry:
 
 def runs(found: Sequence[Row], target: str, system: str) -> dict[int, Row]:
     """The rows of a system by seed."""
-    return {row["key"]["seed"]: row for row in matching(found, target=target, system=system)}
+    return by_seed(matching(found, target=target, system=system))
 
 
 def result(found: Sequence[Row], asked: Asked) -> str:

@@ -14,7 +14,7 @@ from statistics import mean
 import e1_parity
 import room
 from room import Asked, Study, main, page
-from rows import Key, Row, matching
+from rows import Key, Row, by_seed, matching
 from telling import matched, paired, shown, study_page
 
 from graftwork.model import AdapterModel
@@ -52,9 +52,8 @@ def _opened(seed: int, asked: Asked) -> tuple[Recipe, TrainResult, AdapterModel]
 
 def cost(found: Sequence[Row], first: int, last: int) -> Interval:
     """What removing a span costs in points, over the seeds that have it and the undropped one; paired."""
-    whole = {row["key"]["seed"]: row for row in matching(found, first=NONE[0], last=NONE[1])}
-    without = {row["key"]["seed"]: row for row in matching(found, first=first, last=last)}
-    return paired([matched(without, whole)])
+    whole = by_seed(matching(found, first=NONE[0], last=NONE[1]))
+    return paired([matched(by_seed(matching(found, first=first, last=last)), whole)])
 
 
 def result(found: Sequence[Row], asked: Asked) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import e1_parity
 import room
 from room import METHODS, Asked, Study, main, page
-from rows import Key, Row, matching
+from rows import Key, Row, by_seed, matching
 from telling import matched, paired, shown, spread, study_page
 
 from graftwork.tasks.bootstrap import Interval
@@ -54,7 +54,7 @@ def work(key: Key, asked: Asked) -> Row:
 
 def runs(found: Sequence[Row], task: str, count: int, method: str) -> dict[int, Row]:
     """The rows of one cell of the table, by seed."""
-    return {row["key"]["seed"]: row for row in matching(found, task=task, labels=count, method=method)}
+    return by_seed(matching(found, task=task, labels=count, method=method))
 
 
 def gap(found: Sequence[Row], cells: Sequence[tuple[str, int]], method: str) -> Interval:

@@ -24,7 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # benchmarks/: page.py, measure.py
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # benchmarks/: page.py
 
 import page
 import rows as book
@@ -35,6 +35,7 @@ from graftwork import recipe as recipes
 from graftwork.build import open_encoder, open_model, package_task
 from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
+from graftwork.model import Setup as Adapters
 from graftwork.recipe import Recipe
 from graftwork.registry.store import Registry
 from graftwork.schema.sections import DataSection, ModelSection
@@ -178,7 +179,11 @@ def recipe(
         "task": {"kind": kind, "labels": labels(task), **({} if kind == "tagging" else {"pooling": "mean"})},
         "data": {split: str(file) for split, file in files.items()},
     })  # fmt: skip
-    made = recipes.override(recipes.loads(text), told)
+    return placed(recipes.override(recipes.loads(text), told), asked)
+
+
+def placed(made: Recipe, asked: Asked) -> Recipe:
+    """A recipe with the folder of runs that belongs to what it says."""
     written = recipes.dump(recipes.override(made, {"output": "runs/none"}))
     digest = hashlib.sha256(written.encode()).hexdigest()[:10]
     return recipes.override(made, {"output": str(asked.runs / f"{made.name}-{digest}")})
@@ -236,18 +241,34 @@ def answered(
 
     skip_layers: those that run without adapters.
     """
-    kind, items = package_task(result.package.manifest), items_of(task, asked)
-    encoder = open_encoder(made.model.name, made.training.max_seq_length, "truncate")
-    adapters = None if result.composition == "none" else result.composition
-    scores, answers = evaluate(
-        model, kind, encoder, items, adapters=adapters, head=result.name, skip_layers=skip_layers
-    )
-    return {"test": scores[kind.main_score], **graded(kind, answers, items)}
+    kind, adapters = package_task(result.package.manifest), None if result.composition == "none" else result.composition
+    pieces = made.training.max_seq_length
+    return judged(model, kind, items_of(task, asked), adapters, result.name, skip_layers=skip_layers, pieces=pieces)
+
+
+def judged(
+    model: AdapterModel,
+    task: Task,
+    items: Sequence[Mapping[str, Any]],
+    adapters: Adapters,
+    head: str,
+    *,
+    skip_layers: Sequence[int] = (),
+    pieces: int = BASE["training.max_seq_length"],
+) -> Row:
+    """What a composition on the base makes of labelled items, as `answered` has it. pieces: of a text, at most."""
+    encoder = open_encoder(BASE["model.name"], pieces, "truncate")
+    scores, answers = evaluate(model, task, encoder, items, adapters=adapters, head=head, skip_layers=skip_layers)
+    return {"test": scores[task.main_score], **graded(task, answers, items)}
 
 
 def items_of(task: str, asked: Asked) -> list[dict[str, Any]]:
     """The test rows of a task."""
-    kind, file = TASKS[task][0], rows_of(task, "test")
+    return items_in(rows_of(task, "test"), TASKS[task][0], asked)
+
+
+def items_in(file: Path, kind: str, asked: Asked) -> list[dict[str, Any]]:
+    """The rows of a file, for a kind of task; a few of them where it is to be quick."""
     file = drawn(file, QUICK_ROWS["test"], 0, asked) if asked.quick else file
     return read_split(DataSection(train=str(file)), "train", kind)
 

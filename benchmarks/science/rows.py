@@ -56,6 +56,11 @@ def matching(rows: Sequence[Row], **parts: str | int | float) -> list[Row]:
     return [row for row in rows if all(row["key"].get(part) == value for part, value in parts.items())]
 
 
+def by_seed(rows: Sequence[Row]) -> dict[int, Row]:
+    """The rows of one system by the seeds of their keys."""
+    return {row["key"]["seed"]: row for row in rows}
+
+
 def pack(right: Sequence[bool]) -> str:
     """One bit an item as hex, the first item in the highest bit of the first digit."""
     return numpy.packbits(numpy.asarray(right, dtype=bool)).tobytes().hex()
