@@ -19,6 +19,7 @@ How processes are started, and on which machines, is torchrun's; what they are f
 sets. How they act as one is in processes.py.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
+from torch import distributed
 from torch.distributed.tensor import DTensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel
@@ -158,10 +160,19 @@ def devices_of(recipe: Recipe) -> Devices:
     """The processes that torchrun or accelerate started; joins them. Raises RecipeError for what they cannot share."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
+    joined = distributed.is_initialized()
     state = PartialState(cpu=not torch.accelerator.is_available())
+    if not joined:
+        atexit.register(_part)
     found = Devices(state.process_index, state.num_processes, recipe.training.parallel)
     found.agreed(lambda: _check(recipe, found))
     return found
+
+
+def _part() -> None:
+    """End what the processes tell each other by: its threads, where they outlive the interpreter, abort the process."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def need_one_process(recipe: Recipe) -> None:
