@@ -17,9 +17,9 @@ torch.set_num_threads(1)
 from graftwork.cli.main import run
 rank = os.environ["RANK"]
 for line in json.loads(sys.argv[1]):
-    print(f"\\n<<{rank} begins>>", file=sys.stderr, flush=True)
+    sys.stderr.write(f"\\n<<{rank} begins>>\\n")  # at once: print ends a line in a write of its own
     code = run([word.replace("{rank}", rank) for word in line])
-    print(f"\\n<<{rank} ends with {code}>>", file=sys.stderr, flush=True)
+    sys.stderr.write(f"\\n<<{rank} ends with {code}>>\\n")
 """
 
 
