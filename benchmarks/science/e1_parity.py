@@ -3,15 +3,16 @@
     python benchmarks/science/e1_parity.py [--quick] [--minutes N] [--seeds 0,1,2] [--only task=trec] [--page]
 
 Houlsby et al. 2019 report 80.0 on GLUE for adapters and 80.4 for full fine-tuning, at 3.6 % of the parameters a task.
-On TREC and SST-2, with seed 0, every method tries its learning rates, and the best of them for twice as long; it goes
-on with what is best on dev there, and on the other tasks with what is best on both. Test rows take part in no choice.
-One bottleneck variant, the better on dev over all tasks, is held against full fine-tuning: the mean over tasks and
-seeds of the difference, with a paired interval over test items and seeds.
+On TREC, with seed 0, every method tries its learning rates, and the best of them for twice as long; on SST-2 the two
+rates that were best there. It goes on with what is best on dev, on the other tasks with what is best on both. Test rows
+take part in no choice. One bottleneck variant, the better on dev over all tasks, is held against full fine-tuning: the
+mean over tasks and seeds of the difference, with a paired interval over test items and seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import room
 import rows as book
@@ -23,7 +24,7 @@ from graftwork.recipe import Recipe
 from graftwork.tasks.bootstrap import Interval
 
 TASKS = ("trec", "sst2", "mrpc", "ud_pos")
-TUNED = TASKS[:2]  # where the rates are tried
+FIRST, SECOND = TASKS[:2]  # where rates and lengths are tried; where the two best rates of those are
 RATES = {
     "full": (5e-5, 1e-4, 2e-5, 2e-4),
     "seq_bn": (1e-3, 2e-3, 5e-4),
@@ -33,7 +34,8 @@ RATES = {
 }
 LONGER = {"full": 6, "seq_bn": 10, "double_seq_bn": 10, "lora": 10}  # epochs tried beside those of room.METHODS
 BOTTLENECKS = ("seq_bn", "double_seq_bn")
-POS_ROWS = 4000  # of the 12,035 training sentences, drawn by seed 0: the same for all methods and seeds
+ROWS = dict.fromkeys(("sst2", "mrpc", "ud_pos"), 2000)  # training rows, drawn by seed 0 for all methods and seeds
+DEV_ROWS = {"ud_pos": 500}  # of its 1,896, which would take a third of the time
 BAR, LOW = -0.4, -1.0  # points: of the mean difference, and of the lower end of its interval
 SHARE = 0.04  # of the base's parameters, at most
 
@@ -46,15 +48,11 @@ class Choice(NamedTuple):
 
 
 def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
-    """Where something is tried, the rates with the first seed, then the best for longer; then what is chosen."""
+    """Where something is tried, that with the first seed; then what is chosen."""
     cells: list[Key] = []
     for task in TASKS:
-        if task in TUNED:
-            grid = [(method, rate) for method in RATES for rate in rates(method, asked)]
-            cells += [cell(task, method, Choice(rate), asked.seeds[0]) for method, rate in grid]
-            best = {method: best_rate(found, task, method, asked) for method in lengths(asked)}
-            longer = [(method, Choice(rate, True)) for method, rate in best.items() if rate is not None]
-            cells += [cell(task, method, choice, asked.seeds[0]) for method, choice in longer]
+        for method in RATES:
+            cells += [cell(task, method, choice, asked.seeds[0]) for choice in tried(found, task, method, asked)]
         choices = {method: chosen(found, task, method, asked) for method in RATES}
         known = [
             cell(task, method, choice, seed)
@@ -77,55 +75,57 @@ def work(key: Key, asked: Asked) -> Row:
     return scored(str(key["task"]), recipe(key, asked), asked)
 
 
-def recipe(key: Key, asked: Asked) -> Recipe:
-    """The recipe of a cell, for other experiments too."""
+def recipe(key: Key, asked: Asked, more: Mapping[str, Any] = MappingProxyType({}), name: str = "") -> Recipe:
+    """The recipe of a cell; with changes, under a name, for other experiments."""
     task, method = str(key["task"]), str(key["method"])
     own = {"training.learning_rate": key["rate"], "training.seed": key["seed"]}
     own |= {"training.epochs": key["epochs"]} if "epochs" in key else {}
-    rows = room.drawn(room.rows_of(task, "train"), POS_ROWS, 0, asked) if task == "ud_pos" else None
-    return room.recipe(task, METHODS[method], own, name=f"{task}-{method}", asked=asked, train_rows=rows)
+    own |= dict(more)
+    train, dev = (
+        room.drawn(room.rows_of(task, split), counts[task], 0, asked) if task in counts else None
+        for split, counts in (("train", ROWS), ("dev", DEV_ROWS))
+    )
+    name = name or f"{task}-{method}"
+    return room.recipe(task, METHODS[method], own, name=name, asked=asked, train_rows=train, dev_rows=dev)
 
 
-def rates(method: str, asked: Asked) -> tuple[float, ...]:
-    return RATES[method][:1] if asked.quick else RATES[method]
-
-
-def lengths(asked: Asked) -> dict[str, int]:
-    return {} if asked.quick else LONGER
+def tried(found: Sequence[Row], task: str, method: str, asked: Asked) -> list[Choice]:
+    """What a method tries on a task, as far as the rows so far tell."""
+    if task == FIRST:
+        rates = RATES[method][:1] if asked.quick else RATES[method]
+        best = _best(found, FIRST, method, [Choice(rate) for rate in rates], asked)
+        longer = [Choice(best.rate, True)] if best and method in LONGER and not asked.quick else []
+        return [Choice(rate) for rate in rates] + longer
+    length = chosen(found, FIRST, method, asked)
+    if task != SECOND or length is None:
+        return []
+    own = {one.rate: _dev(found, FIRST, method, one, asked) or 0.0
+           for one in tried(found, FIRST, method, asked) if not one.longer}  # fmt: skip
+    rates = sorted(own, key=lambda rate: -own[rate])[:2]  # sorted is stable: the earlier in RATES where two are level
+    return [Choice(rate, length.longer) for rate in rates]
 
 
 def chosen(found: Sequence[Row], task: str, method: str, asked: Asked) -> Choice | None:
-    """What is best on dev with the first seed: of the rates, then the best for fewer or more epochs; None before all
-    are tried. The earlier in RATES, and fewer epochs, where two are level. A task where nothing is tried takes the rate
-    that is best on the others together, and more epochs where that helps them together."""
-    rate = best_rate(found, task, method, asked)
-    if rate is None or method not in lengths(asked):
-        return None if rate is None else Choice(rate)
-    gains = [_gain(found, one, method, asked) for one in _tried_on(task)]
-    return None if None in gains else Choice(rate, sum(gain for gain in gains if gain is not None) > 0)
+    """What is best on dev of what was tried, None before all is; on tasks where nothing is, the best on both others.
+
+    The earlier in RATES, and fewer epochs, where two are level.
+    """
+    if task in (FIRST, SECOND):
+        choices = tried(found, task, method, asked)
+        more = task == FIRST and method in LONGER and not asked.quick
+        return None if more and not choices[-1].longer else _best(found, task, method, choices, asked)
+    choices = tried(found, SECOND, method, asked)
+    if not choices or _best(found, SECOND, method, choices, asked) is None:
+        return None
+    return max(choices, key=lambda one: (_dev(found, SECOND, method, one, asked) or 0.0)
+               + (_dev(found, FIRST, method, Choice(one.rate), asked) or 0.0))  # fmt: skip
 
 
-def best_rate(found: Sequence[Row], task: str, method: str, asked: Asked) -> float | None:
-    """The rate that is best on dev with the first seed; None before all are tried."""
-    scores: dict[float, float] = {}
-    for rate in rates(method, asked):
-        own = [_dev(found, one, method, Choice(rate), asked) for one in _tried_on(task)]
-        if None in own:
-            return None
-        scores[rate] = sum(score for score in own if score is not None)
-    return max(scores, key=lambda rate: scores[rate])
-
-
-def _tried_on(task: str) -> tuple[str, ...]:
-    return (task,) if task in TUNED else TUNED
-
-
-def _gain(found: Sequence[Row], task: str, method: str, asked: Asked) -> float | None:
-    """What more epochs do to the dev score of a task's own best rate."""
-    rate = best_rate(found, task, method, asked)
-    usual, longer = (None if rate is None else _dev(found, task, method, Choice(rate, more), asked)
-                     for more in (False, True))  # fmt: skip
-    return None if usual is None or longer is None else longer - usual
+def _best(found: Sequence[Row], task: str, method: str, choices: Sequence[Choice], asked: Asked) -> Choice | None:
+    """The best on dev; None before all have rows."""
+    scores = {one: _dev(found, task, method, one, asked) for one in choices}
+    known = {one: score for one, score in scores.items() if score is not None}
+    return max(known, key=lambda one: known[one]) if known and len(known) == len(scores) else None
 
 
 def _dev(found: Sequence[Row], task: str, method: str, choice: Choice, asked: Asked) -> float | None:
@@ -150,17 +150,19 @@ def rate_of(task: str, method: str, asked: Asked) -> float:
     Raises LookupError before the grid of E1 is run.
     """
     for folder in (asked.folder, room.RESULTS):
-        rate = best_rate(book.read(folder / "e1_parity.jsonl"), task, method, asked)
-        if rate is not None:
-            return rate
+        choice = chosen(book.read(folder / "e1_parity.jsonl"), task, method, asked)
+        if choice is not None:
+            return choice.rate
     if asked.quick:
         return RATES[method][0]
     raise LookupError(f"no learning rate of {method} on {task}: run benchmarks/science/e1_parity.py --only task={task}")
 
 
-def best(task: str, method: str, seed: int, asked: Asked) -> Recipe:
-    """The recipe of a seed at the best rate, for the usual epochs; `room.trained` finds its run or makes it."""
-    return recipe(cell(task, method, Choice(rate_of(task, method, asked)), seed), asked)
+def best(
+    task: str, method: str, seed: int, asked: Asked, more: Mapping[str, Any] = MappingProxyType({}), name: str = ""
+) -> Recipe:
+    """The recipe of a seed at the best rate, for the usual epochs, changed where another experiment wants it."""
+    return recipe(cell(task, method, Choice(rate_of(task, method, asked)), seed), asked, more, name)
 
 
 def variant(found: Sequence[Row], tasks: Sequence[str], asked: Asked) -> str:
@@ -249,11 +251,11 @@ STUDY = Study(
         "80.4 on GLUE at 3.6 %)."
     ),
     design=(
-        "TREC, SST-2, MRPC and UD-English POS (4,000 of its 12,035 training sentences, drawn by seed) × full, "
-        "seq_bn m=48, double_seq_bn m=64 with its layer norms trained, LoRA r=8, head only × 3 seeds. On TREC and "
-        "SST-2, with seed 0, every method tries three or four learning rates, and the best of them for twice the "
-        "epochs (5 and 10; full 3 and 6; head 20 alone), and goes on with what is best on dev there, on the other "
-        "tasks with what is best on both. The best epoch on dev is kept; test rows take part in no choice. Mixed "
+        "TREC, and 2,000 training rows of SST-2, MRPC and UD-English POS, drawn once, × full, seq_bn m=48, "
+        "double_seq_bn m=64 with its layer norms trained, LoRA r=8, head only × 3 seeds. On TREC, with seed 0, every "
+        "method tries three or four learning rates, and the best of them for twice the epochs (5 and 10; full 3 and 6; "
+        "head 20 alone); on SST-2 the two rates that were best there. It goes on with what is best on dev, on the "
+        "other tasks with what is best on both. The best epoch on dev is kept; test rows take part in no choice. Mixed "
         "precision (bf16), batches of 32, at most 128 pieces, mean pooling, dropout of the base active except for "
         "head."
     ),

@@ -22,7 +22,7 @@ import e1_parity
 import room
 import torch
 from page import Curve, draw
-from room import METHODS, Asked, Study, main, page
+from room import Asked, Study, main, page
 from rows import Key, Row, by_seed, matching
 from shared_trunk import answers, arithmetic, text
 from telling import matched, paired, shown, spread, study_page
@@ -96,11 +96,8 @@ def _opened(task: str, variant: str, seed: int, asked: Asked) -> tuple[Recipe, T
 
 def recipe(task: str, variant: str, seed: int, asked: Asked) -> Recipe:
     """E1's `seq_bn` at its rate, changed as the variant says."""
-    if not VARIANTS[variant]:
-        return e1_parity.best(task, "seq_bn", seed, asked)
-    own = {"training.learning_rate": e1_parity.rate_of(task, "seq_bn", asked), "training.seed": seed}
-    name = f"{task}-{variant.replace(' ', '-')}"
-    return room.recipe(task, METHODS["seq_bn"], own, VARIANTS[variant], name=name, asked=asked)
+    name = f"{task}-{variant.replace(' ', '-')}" if VARIANTS[variant] else ""
+    return e1_parity.best(task, "seq_bn", seed, asked, VARIANTS[variant], name)
 
 
 # -- times ------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ MLM: dict[str, Any] = {  # short blocks: a step of 16 x 64 pieces
 LANGUAGE = {"adapter.variant": "seq_bn_inv", "adapter.reduction_factor": 2, "training.learning_rate": 1e-3}
 POS = {"adapter.variant": "seq_bn", "adapter.reduction_factor": 8, "training.learning_rate": 1e-3}
 SYSTEMS = ("swap", "kept", "none", "task only", "ready", "in language")
-POS_ROWS = 4000  # of the 12,035 English training sentences, as in E1
+POS_ROWS = 2000  # of the 12,035 English training sentences, as in E1
 DEV_LINES = 300  # of raw text, to see that a language model still learns
 CLOSED = 0.5  # of the gap between the task adapter alone and one trained in the language
 
@@ -207,7 +207,7 @@ STUDY = Study(
     "e6_madx", plan, work, told,
     claim="A language adapter under a task adapter takes the task to a language without labels (Pfeiffer et al. 2020).",
     design=(
-        "UD POS (4,000 of the 12,035 English training sentences) in Stack(en, pos), carried to a made language (a "
+        "UD POS (2,000 of the 12,035 English training sentences) in Stack(en, pos), carried to a made language (a "
         "fixed coupling on the embeddings), to German and to Indonesian: target adapter swapped in, source kept, none, "
         "task adapter trained alone, trained over both language adapters in turn (ready), trained in the language "
         f"itself. Language and invertible adapters (reduction factor 2): {MLM['training.max_steps']:,} steps of masked "

@@ -290,16 +290,17 @@ class AdapterModel(nn.Module):
         skip_layers: Sequence[int] = (),
         embeddings: str | None = None,
         extra: Mapping[str, Any] | None = None,
+        scored_only: bool = False,
     ) -> Any:
         """Run the base under a route, and the heads of its rows.
 
         adapters: a composition for the batch, a list with one per row (each a name, expression, block or None), or
         Lanes; left out, the active setup; None, no adapter. head: for all rows or one per row (or lane); "none" for the
         base's own output. skip_layers: layers (encoder first) that run without adapters. embeddings: of all rows; left
-        out, the active ones. extra: further arguments of the base; their rows are repeated too. Tensors are (B, T) ids
-        and masks, (B, C, T) with C texts a question; labels as the head's loss has them, or by head's name. Returns an
-        AdapterOutput, or the base's own output where no head answers. Parallel makes N·B rows. Raises AdapterError (an
-        input the base does not take, no head meant), CompositionError (rows do not fit).
+        out, the active ones. extra: further arguments of the base; their rows are repeated too. scored_only: a
+        language head gives the m logits that its loss reads, (m, V). Tensors are (B, T), (B, C, T) with C texts a
+        question; labels as the head's loss has them, or by head's name. Returns an AdapterOutput, or the base's own
+        output where no head answers. Parallel makes N·B rows. Raises AdapterError, CompositionError (rows do not fit).
         """
         tensors = {
             "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
@@ -320,7 +321,8 @@ class AdapterModel(nn.Module):
             self.backbone.check_inputs([*given, *wanted, *by_head], trunk_only=False)
             return headless(self.backbone, plan, plan.repeat(given), wanted)
         inputs = plan.repeat(for_heads(given, shape))
-        return forward(self.backbone, self.parts, plan, inputs, wanted, Asks(labels, shape.choices, self.training))
+        asks = Asks(labels, shape.choices, self.training, scored_only)
+        return forward(self.backbone, self.parts, plan, inputs, wanted, asks)
 
     def plan(
         self, adapters: Setup | Default, head: str | Sequence[str | None] | None, batch: int, skip: Sequence[int] = ()
@@ -438,8 +440,8 @@ class AdapterModel(nn.Module):
     @property
     def config(self) -> Any:
         """The base's configuration; where a head answers by default, a copy with its labels."""
-        head = self._answering
-        return self.base.config if head is None else labelled(self.base.config, self.parts.head_configs[head])
+        head, own = self._answering, self.base.config
+        return own if head is None else labelled(own, self.parts.head_configs[head])
 
     @property
     def _answering(self) -> str | None:
@@ -493,8 +495,5 @@ class AutoAdapterModel:
 
     @staticmethod
     def from_pretrained(name: str | Path, **options: Any) -> AdapterModel:
-        """Load a bare trunk by id, folder or `minilm`; `options` are those of transformers' AutoModel.
-
-        Raises BackboneError where nothing can be loaded, or its sites are not known.
-        """
+        """Load a bare trunk by id, folder or `minilm`, as transformers' AutoModel does. Raises BackboneError."""
         return AdapterModel(load_model(name, **options))

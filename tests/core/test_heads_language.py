@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graftwork.core.heads import Head, HeadConfig
+from graftwork.core.heads import Beside, Head, HeadConfig
 from graftwork.core.heads_language import shifted_right
 from graftwork.core.heads_table import build_head
 from graftwork.errors import AdapterError
@@ -143,3 +143,46 @@ def test_no_package_holds_the_embedding_and_another_base_answers_the_same() -> N
 def test_what_a_decoder_reads() -> None:
     labels = torch.tensor([[5, 6, 7], [8, -100, -100]])
     assert shifted_right(labels, start=2, pad=1).tolist() == [[2, 5, 6], [2, 8, 1]]
+
+
+@pytest.mark.parametrize("kind", ["masked_lm", "causal_lm", "seq2seq_lm"])
+def test_logits_of_labelled_tokens_alone_are_those_that_the_loss_reads(kind: str) -> None:
+    shift, labels = kind == "causal_lm", torch.tensor([[3, -100, 2, 10, 0], [-100, -100, 1, 1, -100]])
+    module = head(kind, shift=shift)
+    whole, asked = module(hidden(), inverse=lambda x: 2 * x), module.asked(labels)
+    assert asked is not None
+    some = module(hidden(), beside=Beside(asked=asked), inverse=lambda x: 2 * x)
+    places = [(b, t - shift) for b in range(B) for t in range(T) if labels[b, t] >= 0 and t >= shift]
+    assert some.shape == (len(places), V)
+    torch.testing.assert_close(some, torch.stack([whole[place] for place in places]))
+    torch.testing.assert_close(module.loss(some, labels), module.loss(whole, labels))
+    none = torch.full((B, T), -100)
+    assert module.loss(module(hidden(), beside=Beside(asked=module.asked(none))), none).item() == 0.0
+
+
+@pytest.mark.parametrize("adapters", ["a", ["a", None, "a"]])
+def test_a_model_answers_at_labelled_tokens_alone_where_it_is_asked_to(adapters: Any) -> None:
+    model = AdapterModel(tiny.model("bert"))
+    model.add_adapter("a", "seq_bn_inv")
+    model.add_masked_lm_head("a")
+    model.add_classification_head("b", num_labels=2)
+    randomise(model.parts.parameters())
+    model.eval().double()
+    ids = torch.randint(5, 40, (3, 6), generator=torch.Generator().manual_seed(1))
+    labels = torch.where(ids % 3 == 0, ids, -100)
+    given: dict[str, Any] = {"input_ids": ids, "labels": labels, "adapters": adapters, "head": "a"}
+    whole, some = model(**given), model(**given, scored_only=True)
+    torch.testing.assert_close(some.loss, whole.loss)
+    torch.testing.assert_close(some.logits, whole.logits[labels >= 0])
+    assert some.groups[0].rows.tolist() == [0, 1, 2]
+    wanted = [weight for weight in model.parts.parameters() if weight.requires_grad]
+    slopes = [torch.autograd.grad(one.loss, wanted, allow_unused=True) for one in (whole, some)]
+    assert any(one is not None and bool(one.any()) for one in slopes[0])
+    for one, other in zip(*slopes, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other)
+    del given["labels"]
+    assert torch.equal(model(**given, scored_only=True).logits, model(**given).logits)  # nothing is labelled
+    mixed = {**given, "head": ["a", "b", "a"], "labels": {"a": labels[::2], "b": torch.tensor([1])}}
+    torch.testing.assert_close(model(**mixed, scored_only=True).loss, model(**mixed).loss)

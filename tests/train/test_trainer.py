@@ -206,3 +206,22 @@ def test_what_is_frozen_rests_where_it_is_told_to(tmp_path: Path, base_dropout: 
     trainer.base_dropout = base_dropout
     trainer.train()
     assert seen == {(base_dropout, base_dropout, True, True)}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_step_makes_no_logits_that_its_loss_does_not_read(tmp_path: Path, smoothing: float) -> None:
+    made = AdapterModel(tiny.model("bert"))
+    made.add_adapter("en", "seq_bn[reduction_factor=4]")
+    made.add_masked_lm_head("en")
+    made.train_adapter("en")
+    seen: list[tuple[bool, int]] = []
+    made.parts.heads["=en"].register_forward_hook(
+        lambda head, _, out: seen.append((head.training, out[..., 0].numel()))
+    )
+    texts = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8 - number]} for number in range(4)]
+    arguments = settings(tmp_path, label_smoothing_factor=smoothing)
+    trainer = AdapterTrainer(model=made, args=arguments, train_dataset=texts, eval_dataset=texts)
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert seen == [(True, 16 if smoothing else 8), (False, 16)]
+    assert numpy.isfinite(metrics["eval_loss"])

@@ -6,7 +6,7 @@ sum.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -106,11 +106,13 @@ def answer(
     labels: Tensor | Mapping[str, Tensor] | None,
     beside: Beside = NOTHING,
     inverse_of: InverseOf | None = None,
+    scored_only: bool = False,
 ) -> AdapterOutput:
     """Run each row's head: one name in `heads` per row of hidden (B, T, D); mask (B or 1, T).
 
     labels: (B, ...), or for each head those of its own rows. inverse_of: asked once for each head with a vocabulary.
-    Raises AdapterError.
+    scored_only: such a head gives logits of the tokens that its loss looks at, (m, V), where it has labels. Raises
+    AdapterError.
     """
     mask = None if mask is None else mask.expand(len(heads), -1)
     by_head: dict[str, list[int]] = {}
@@ -127,15 +129,16 @@ def answer(
         else:
             own_mask, own, seen = mask, hidden, beside
         inverse = inverse_of(members) if inverse_of is not None and module.reads_inverse else None
-        logits = module(own, own_mask, seen, inverse)
-        loss = None
         chosen = _labels_of(name, rows, labels, len(by_head) > 1)
         kind = module.config.kind
         if chosen is not None:
             chosen = labels_at(kind, chosen, seen.places, own.shape[1])
-            loss = module.loss(logits, chosen.to(logits.device))
-        text = of_text(kind, logits, seen.places)
-        if len(logits) < len(rows):
+            if scored_only and chosen.shape == own.shape[:2]:
+                seen = replace(seen, asked=module.asked(chosen))
+        logits = module(own, own_mask, seen, inverse)
+        loss = None if chosen is None else module.loss(logits, chosen.to(logits.device))
+        text = logits if seen.asked is not None else of_text(kind, logits, seen.places)
+        if seen.asked is None and len(logits) < len(rows):
             rows = rows[:: len(rows) // len(logits)]
         groups.append(HeadGroup(name, rows, logits, loss, text, module.views(logits)))
     losses = [group.loss for group in groups if group.loss is not None]

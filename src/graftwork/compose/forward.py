@@ -24,11 +24,13 @@ class Asks:
     """What a call asks of its heads.
 
     labels: in `inputs` unless they are given by head. choices: rows a question. training: with regularisers.
+    scored_only: a head with a vocabulary answers at the tokens with a label alone.
     """
 
     labels: Tensor | Mapping[str, Tensor] | None
     choices: int | None
     training: bool
+    scored_only: bool = False
 
 
 def headless(backbone: Backbone, plan: Plan, inputs: dict[str, Tensor], options: Mapping[str, Any]) -> Any:
@@ -115,7 +117,7 @@ def leave(backbone: Backbone, parts: Parts, plan: Plan, entered: Entered, ran: R
     inverse_of = None
     if plan.route is not None and backbone.embedded is not None:
         inverse_of = partial(plan.route.inverse_of, backbone.embedded)
-    result = answer(entered.heads, parts.head, hidden, ran.mask, entered.labels, beside, inverse_of)
+    result = answer(entered.heads, parts.head, hidden, ran.mask, entered.labels, beside, inverse_of, asks.scored_only)
     for key in ("hidden_states", "attentions", "encoder_last_hidden_state"):
         if ran.output.get(key) is not None:
             result[key] = ran.output[key]

@@ -166,7 +166,8 @@ class Beside:
 
     pooled (n, D): the output of the base's own pooler. ends (n, T): true at end-of-sequence tokens. word_starts (n, W):
     the token that each word begins with. choices: how many rows in a row belong to one question or pair. places (n, T):
-    where the tokens of the text are in rows that prompts made longer.
+    where the tokens of the text are in rows that prompts made longer. asked (n, T): true at the tokens whose logits are
+    wanted, of a head that has `asked`.
     """
 
     pooled: Tensor | None = None
@@ -174,6 +175,7 @@ class Beside:
     word_starts: Tensor | None = None
     choices: int | None = None
     places: Tensor | None = None
+    asked: Tensor | None = None
 
     def of(self, rows: Tensor) -> "Beside":
         """The same for some rows (m,) alone."""
@@ -208,6 +210,10 @@ class Head(nn.Module):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of logits on labels. Raises AdapterError for labels that do not fit the logits."""
         raise NotImplementedError
+
+    def asked(self, labels: Tensor) -> Tensor | None:
+        """(n, T), true at the tokens whose logits `loss` looks at on these labels; None where it wants all."""
+        return None
 
     def items(self, labels: Tensor, prompted: bool = False) -> Tensor:
         """How many of a batch's labels `loss` is a mean over, (). prompted: whether prompts stand before the text."""

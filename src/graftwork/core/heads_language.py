@@ -70,21 +70,34 @@ class LanguageHead(Head):
     def forward(
         self, hidden: Tensor, mask: Tensor | None = None, beside: Beside = NOTHING, inverse: Inverse | None = None
     ) -> Tensor:
-        """hidden (n, T, D) -> logits (n, T, V)."""
+        """hidden (n, T, D) -> logits (n, T, V); (m, V) of the m tokens that are asked, row after row."""
         x = self.rows(hidden, mask, beside)
         weight = next(self.layers.parameters(), None)
         x = x if weight is None else x.to(weight.dtype)
         *inner, projection = self.layers
         for layer in inner:
             x = layer(x)
-        logits: Tensor = projection(x if inverse is None else inverse(x))
+        x = x if inverse is None else inverse(x)
+        logits: Tensor = projection(x if beside.asked is None else x[beside.asked.to(x.device)])
         return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross entropy on the ids of words (n, T), -100 left out; with `shift`, token t is asked for t + 1."""
-        if self.config.shift and labels.shape == logits.shape[:-1]:
-            return class_loss(self.config.kind, logits[:, :-1], labels[:, 1:])
-        return class_loss(self.config.kind, logits, labels)
+        """Mean cross entropy on the ids of words (n, T), -100 left out; with `shift`, token t is asked for t + 1.
+
+        logits (n, T, V), or (m, V) of the tokens that `asked` tells.
+        """
+        kind, shift = self.config.kind, int(self.config.shift)
+        if logits.dim() == 2:
+            words = labels[:, shift:]
+            return class_loss(kind, logits, words[words != IGNORED])
+        if shift and labels.shape == logits.shape[:-1]:
+            return class_loss(kind, logits[:, :-1], labels[:, 1:])
+        return class_loss(kind, logits, labels)
+
+    def asked(self, labels: Tensor) -> Tensor:
+        """(n, T), true where a token is to say a word."""
+        said = labels != IGNORED
+        return said if not self.config.shift else torch.cat((said[:, 1:], torch.zeros_like(said[:, :1])), dim=1)
 
     def items(self, labels: Tensor, prompted: bool = False) -> Tensor:
         """Nothing says the first token of a text, unless prompts stand before it."""

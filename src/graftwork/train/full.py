@@ -40,6 +40,7 @@ class FullModel(nn.Module):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         word_starts: Tensor | None = None,
+        scored_only: bool = False,
     ) -> Any:
         """Tensors (B, T) or (B, C, T), labels as the head has them -> its AdapterOutput on the bare, unfrozen base."""
         return self.model(
@@ -50,6 +51,7 @@ class FullModel(nn.Module):
             word_starts=word_starts,
             adapters=None,
             head=self.head,
+            scored_only=scored_only,
         )
 
     def activation_checkpointing_enable(

@@ -230,7 +230,7 @@ def _call(batch: _Batch) -> Call:
     model, setup = batch.job.model, batch.job.setup
     shape = shape_of(batch.inputs)
     plan = model.plan(model.active_adapters, setup.name, shape.rows, batch.dropped)
-    return Call(model.parts, plan, for_heads(batch.inputs, shape), Asks(None, shape.choices, training=True))
+    return Call(model.parts, plan, for_heads(batch.inputs, shape), Asks(None, shape.choices, True, scored_only=True))
 
 
 class Size(NamedTuple):

@@ -2,13 +2,14 @@
 
     trainer = AdapterTrainer(model=model, args=TrainingArguments(...), train_dataset=..., eval_dataset=...)
 
-It adds ten things. A step's loss is one mean, however its items are cut into batches (mean.py). Checkpoints hold
+It adds eleven things. A step's loss is one mean, however its items are cut into batches (mean.py). Checkpoints hold
 adapters, fusions and heads only (the model's `state_dict` gives no more), and each is sealed when it is whole. The
 order of the rows is decided by (seed, epoch), so that a resumed run meets the same rows; rows are scored in their own
 order. Weight decay leaves the V of a fusion alone. With `base_dropout` false what is frozen rests: it runs as in eval
 mode, without dropout. Each step leaves out the adapters of its `drop`. A `monitor` sees the gradients of every step.
 Batches with states (`entering`) begin behind the layers of a `shortcut`. Forward and backward can be done elsewhere
-(`step`), where several trainers share them. And it refuses to train a model of which nothing would learn.
+(`step`), where several trainers share them. A step asks language heads for no logits but those that its loss reads. And
+it refuses to train a model of which nothing would learn.
 """
 
 from collections.abc import Callable, Sequence, Sized
@@ -162,6 +163,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         entering, inputs = inputs.get("entering"), {key: inputs[key] for key in inputs if key not in _BESIDE}
         if self.model.training and self.drop is not None:
             inputs["skip_layers"] = self._dropped
+        if self.model.training and not return_outputs and self.compute_loss_func is None and not self.label_smoother:
+            inputs["scored_only"] = True  # nobody reads the logits
         with nullcontext() if entering is None or self.shortcut is None else self.shortcut.entered(entering):
             found: Any = super().compute_loss(model, inputs, return_outputs, None if shares else num_items_in_batch)
         if weight is not None:
