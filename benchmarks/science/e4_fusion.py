@@ -71,12 +71,12 @@ SOURCE = {**METHODS["seq_bn"], "training.learning_rate": 1e-3, "training.epochs"
 
 
 def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
-    """Seed after seed, so that whatever time there is, targets and systems have as many."""
+    """Few labels first; seed after seed, so that whatever time there is, targets and systems have as many."""
     targets, labels, seeds = (("irony",), (200,), asked.seeds[:1]) if asked.quick else (TARGETS, LABELS, asked.seeds)
     systems = ("head", "own", "sst2", "weight average", CONTROL, FUSED) if asked.quick else SYSTEMS
     return [
         {"target": target, "labels": count, "system": system, "seed": seed}
-        for seed in seeds for count in labels for target in targets for system in systems
+        for count in labels for seed in seeds for target in targets for system in systems
     ]  # fmt: skip
 
 

@@ -215,9 +215,7 @@ def test_a_step_makes_no_logits_that_its_loss_does_not_read(tmp_path: Path, smoo
     made.add_masked_lm_head("en")
     made.train_adapter("en")
     seen: list[tuple[bool, int]] = []
-    made.parts.heads["=en"].register_forward_hook(
-        lambda head, _, out: seen.append((head.training, out[..., 0].numel()))
-    )
+    made.parts.head("en").register_forward_hook(lambda head, _, out: seen.append((head.training, out[..., 0].numel())))
     texts = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8 - number]} for number in range(4)]
     arguments = settings(tmp_path, label_smoothing_factor=smoothing)
     trainer = AdapterTrainer(model=made, args=arguments, train_dataset=texts, eval_dataset=texts)
