@@ -187,7 +187,7 @@ def test_only_seeds_that_both_have_are_held_against_each_other() -> None:
 
 
 def grid(task: str, better: float, longer: float = 0.8) -> list[dict[str, Any]]:
-    """Rows of what E1 tries with the first seed: on dev the second rate is the best of every method."""
+    """Rows of what E1 tries with the first seed on trec: on dev the second rate is the best of every method."""
     found = []
     for number, (method, rates) in enumerate(e1.RATES.items()):
         for place, rate in enumerate(rates):
@@ -200,21 +200,32 @@ def grid(task: str, better: float, longer: float = 0.8) -> list[dict[str, Any]]:
     return [*tried, *found]
 
 
-def test_e1_goes_on_with_what_is_best_on_dev_whatever_test_says(tmp_path: Path) -> None:
+def again(found: list[dict[str, Any]], told: Any, *devs: float) -> list[dict[str, Any]]:
+    """Rows of what E1 tries on sst2 after what it found on trec, by their dev scores."""
+    return [
+        row(e1.cell("sst2", method, choice, 0), [True], dev)
+        for method in e1.RATES
+        for choice, dev in zip(e1.tried(found, "sst2", method, told), devs, strict=True)
+    ]
+
+
+def test_e1_goes_on_with_what_is_best_on_dev_whatever_test_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = asked(tmp_path)
-    everything = len(e1.TUNED) * sum(map(len, e1.RATES.values()))
+    everything = sum(map(len, e1.RATES.values()))
     assert len(e1.plan([], told)) == everything
     found = grid("trec", 0.05)
-    assert len(e1.plan(found[:-1], told)) == everything + len(e1.LONGER) + 2 * len(e1.LONGER)  # head lacks a rate
+    on_trec = [key for key in e1.plan(found[:-1], told) if key["task"] == "trec"]
+    assert len(on_trec) == everything + len(e1.LONGER) + 2 * len(e1.LONGER)  # head lacks a rate
     more = [key for key in e1.plan(found, told) if key["seed"]]
     assert {key["rate"] for key in more if key["method"] == "full"} == {e1.RATES["full"][1]}
     assert not any("epochs" in key for key in more)
     assert len(more) == 2 * len(e1.RATES)
     assert e1.rate_of("trec", "lora", asked(tmp_path, quick=True)) == e1.RATES["lora"][0]
-    with pytest.raises(
-        LookupError, match=r"no learning rate of lora on nowhere: run .*e1_parity\.py --only task=nowhere"
-    ):
-        e1.rate_of("nowhere", "lora", told)
+    monkeypatch.setattr(e1.room, "RESULTS", tmp_path)
+    with pytest.raises(LookupError, match=r"no learning rate of lora on mrpc: run .*e1_parity\.py --only task=mrpc"):
+        e1.rate_of("mrpc", "lora", told)
 
 
 def test_e1_trains_longer_where_dev_says_so(tmp_path: Path) -> None:
@@ -227,29 +238,37 @@ def test_e1_trains_longer_where_dev_says_so(tmp_path: Path) -> None:
     assert {key.get("epochs") for key in more} == {*e1.LONGER.values(), None}
     missing = [one for one in found if one["key"].get("epochs") != e1.LONGER["full"]]
     assert e1.chosen(missing, "trec", "full", told) is None
+    assert e1.tried(missing, "sst2", "full", told) == []
     assert e1.cell("trec", "full", e1.Choice(e1.RATES["full"][1], True), 0) in e1.plan(missing, told)
 
 
-def test_e1_takes_what_is_best_on_both_to_a_task_where_nothing_is_tried(tmp_path: Path) -> None:
-    found, told = grid("trec", 0.0, longer=0.95) + grid("sst2", 0.0, longer=0.86), asked(tmp_path)
-    for each in found:  # the last rate of a method: a little worse on trec, and far better on sst2
-        usual = "epochs" not in each["key"]
-        if usual and each["key"]["task"] == "trec" and each["key"]["rate"] == e1.RATES[each["key"]["method"]][-1]:
-            each["dev"] = 0.89
-        if usual and each["key"]["task"] == "sst2" and each["key"]["rate"] == e1.RATES[each["key"]["method"]][2]:
-            each["dev"] = 0.88
-    assert e1.chosen(grid("trec", 0.0), "mrpc", "full", told) is None
-    assert e1.chosen(found, "mrpc", "full", told) == e1.Choice(e1.RATES["full"][1], True)  # +0.05 and -0.04
-    for each in found:
-        if "epochs" not in each["key"] and each["key"]["rate"] == e1.RATES[each["key"]["method"]][-1]:
-            each["dev"] = 0.89 if each["key"]["task"] == "trec" else 0.95
-    assert e1.chosen(found, "trec", "full", told) == e1.Choice(e1.RATES["full"][1], True)
-    assert e1.best_rate(found, "mrpc", "full", told) == e1.RATES["full"][-1]
-    assert e1.chosen(found, "mrpc", "full", told) is None  # on sst2 another rate is to be tried for longer
-    more = [key for key in e1.plan(found, told) if key["task"] == "mrpc"]
-    assert [(key["method"], key["rate"], key["seed"]) for key in more] == [
-        ("head", e1.RATES["head"][-1], seed) for seed in told.seeds
+@pytest.mark.parametrize("longer", [0.8, 0.95])
+def test_e1_tries_on_sst2_the_two_rates_that_were_best_on_trec_for_as_long(tmp_path: Path, longer: float) -> None:
+    found, told = grid("trec", 0.0, longer), asked(tmp_path)
+    found = [{**one, "dev": 0.85} if one["key"]["rate"] == e1.RATES["full"][2] else one for one in found]
+    more = longer > 0.9
+    assert e1.tried(found, "sst2", "full", told) == [e1.Choice(e1.RATES["full"][place], more) for place in (1, 2)]
+    assert e1.tried(found, "sst2", "seq_bn", told) == [e1.Choice(e1.RATES["seq_bn"][place], more) for place in (1, 0)]
+    assert e1.chosen(found, "sst2", "full", told) is None
+    found += again(found, told, 0.6, 0.7)
+    assert e1.chosen(found, "sst2", "full", told) == e1.Choice(e1.RATES["full"][2], more)
+    assert [key for key in e1.plan(found, told) if key["task"] == "sst2" and key["seed"] == 1] == [
+        e1.cell("sst2", method, e1.tried(found, "sst2", method, told)[1], 1) for method in e1.RATES
     ]
+
+
+def test_e1_takes_what_is_best_on_both_to_a_task_where_nothing_is_tried(tmp_path: Path) -> None:
+    found, told = grid("trec", 0.0, longer=0.95), asked(tmp_path)  # at the usual length 0.9 and 0.8 of the two rates
+    assert e1.tried(found, "mrpc", "full", told) == []
+    assert e1.chosen(found, "mrpc", "full", told) is None
+    first, second = e1.tried(found, "sst2", "full", told)
+    assert e1.chosen([*found, *again(found, told, 0.60, 0.69)], "mrpc", "full", told) == first
+    assert e1.chosen([*found, *again(found, told, 0.60, 0.71)], "mrpc", "full", told) == second
+    more = [key for key in e1.plan([*found, *again(found, told, 0.60, 0.71)], told) if key["task"] == "mrpc"]
+    assert {(key["method"], key.get("epochs")) for key in more} == {
+        (method, e1.LONGER.get(method)) for method in e1.RATES
+    }
+    assert len(more) == len(told.seeds) * len(e1.RATES)
 
 
 def test_e1_says_whether_the_bar_is_met(tmp_path: Path) -> None:
