@@ -315,13 +315,21 @@ def test_e8_charges_what_is_lost_to_the_span_that_was_removed(tmp_path: Path) ->
     assert "60.0" in (tmp_path / "e8_layers.svg").read_text("utf8")
 
 
-@pytest.mark.parametrize(("swap", "says"), [(0.8, "the bar is met"), (0.6, "the bar is not met")])
-def test_e6_says_how_much_of_the_gap_the_swap_closes(tmp_path: Path, swap: float, says: str) -> None:
+@pytest.mark.parametrize(
+    ("swap", "inverse", "says"),
+    [(0.8, 1e-6, "the bar is met"), (0.6, 1e-6, "the bar is not met"), (0.8, 1e-4, "the bar is not met")],
+)
+def test_e6_says_how_much_of_the_gap_the_swap_closes(tmp_path: Path, swap: float, inverse: float, says: str) -> None:
     told = asked(tmp_path)
     shares = {"swap": swap, "kept": 0.55, "none": 0.5, "task only": 0.5, "ready": 0.7, "in language": 0.9}
     sets = [[position < round(share * 100) for position in range(100)] for share in shares.values()]
     found = [
-        row({"target": target, "system": system, "seed": seed}, right, composition="Stack(made@1, pos@1)")
+        row(
+            {"task": "pos", "target": target, "system": system, "seed": seed},
+            right,
+            composition="Stack(made@1, pos@1)",
+            inverse=inverse,
+        )
         for seed in told.seeds
         for target in (e6.MADE, "de")
         for system, right in zip(shares, sets, strict=True)
@@ -331,10 +339,10 @@ def test_e6_says_how_much_of_the_gap_the_swap_closes(tmp_path: Path, swap: float
     said = e6.result(found, told)
     assert says in said
     assert f"swapping closes {(swap - 0.5) / 0.4:.0%} of the gap of 40.0 points" in said
-    assert f"de: swap above kept {100 * (swap - 0.55):+.2f} [" in said
+    assert f"pos, de: swap above kept {100 * (swap - 0.55):+.2f} [" in said
     assert e6.told(found, told).count("| swap | 3 |") == 2
     wanted = e6.plan([], told)
-    assert len(wanted) == 3 * (3 * len(e6.SYSTEMS) - 1), "German has no training rows"
+    assert len(wanted) == 3 * (7 * len(e6.SYSTEMS) - 1), "German has no training rows of UD"
 
 
 def test_e9_compares_what_saw_the_same_labels(tmp_path: Path) -> None:
