@@ -6,8 +6,8 @@ AdapterDrop (Rücklé et al. 2021, RoBERTa-base, 12 layers): with 5 dropped, spe
 ones 95.4 % of their GLUE score, plain ones fall off beyond the first layer; a training step is up to 60 % faster than
 full fine-tuning's; eight tasks on one text are 39 % faster with 5 dropped. Here, on MiniLM's 6 layers:
 
-    quality   seq_bn m=48 as E1 trained it; specialised n = 2, 3 (`leave_out`); robust n ~ U{0 … 5} (`training.drop`);
-              each run with 0 … 6 layers dropped
+    quality   seq_bn m=48 at the rate of E1, 5 epochs; specialised n = 2, 3 (`leave_out`); robust n ~ U{0 … 5}
+              (`training.drop`); each run with 0 … 6 layers dropped
     step      one AdamW step of full fine-tuning and of an adapter with 0 … 5 layers dropped, in turns
     prefix    N tasks on one text by Parallel, k layers dropped and so shared, beside the same without a drop
 """
@@ -333,9 +333,9 @@ STUDY = Study(
     "e3_drop", plan, work, told,
     claim="Adapters of the lowest layers can be left out with little loss when training prepared for it, and what is "
     "left out saves time (Rücklé et al. 2021, AdapterDrop).",
-    design="(a) TREC and SST-2: `seq_bn` m=48 as in E1 (standard), the same without adapters in the lowest 2 or 3 "
-    "layers (specialised, `leave_out`), and with n drawn from 0 to 5 for every step (robust, `training.drop`); "
-    "learning rate of E1's `seq_bn`; test accuracy with n = 0 … 6 layers dropped, 3 seeds. (b) AdamW steps on MiniLM, "
+    design="(a) TREC and SST-2: `seq_bn` m=48 at E1's rate for 5 epochs (standard), the same without adapters in "
+    "the lowest 2 or 3 layers (specialised, `leave_out`), and with n drawn from 0 to 5 for every step (robust, "
+    "`training.drop`); rows as in E1; test accuracy with n = 0 … 6 layers dropped, 3 seeds. (b) AdamW steps on MiniLM, "
     "32 rows of 32, 64, 128 tokens; 2, 4, 8 tasks on one text of 64 tokens by `Parallel` with 1, 2, 3 layers dropped. "
     "CPU time, in turns.",
     bar=f"(a) With n = 2 specialised keeps ≥ {SPECIALISED:.0%} and robust ≥ {ROBUST:.0%} of undropped; robust is ≥ "

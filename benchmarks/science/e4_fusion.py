@@ -62,7 +62,7 @@ SYSTEMS = (
 )  # fmt: skip
 BAR = -0.3  # points, of Fuse(own + sources) less own
 
-# The pilot's settings. What is frozen rests for all systems alike, and then heads read kept states.
+# Chosen by hand on one target, not tuned. What is frozen rests for all systems alike, and then heads read kept states.
 _REST = {"training.base_dropout": False, "training.epochs": EPOCHS}
 OWN = {**METHODS["seq_bn"], **_REST, "training.learning_rate": 1e-3}
 HEAD = {**METHODS["head"], **_REST, "training.learning_rate": 2e-3}
@@ -314,8 +314,8 @@ STUDY = Study(
     design="Sources trained once on all rows of SST-2, TREC, tweet emotion and SICK (`seq_bn`, m = 48). Targets: tweet "
     "irony, tweet stance (five topics together, the topic as second text), MRPC, NusaX English sentiment, with 200 and "
     "500 labels, 200 dev rows, three seeds. Head only, own adapter, each source with a new head, weight and output "
-    "average with a new head, Fuse(own), Fuse(sources), Fuse(own + sources); 15 epochs, learning rates of a pilot "
-    "(heads 2e-3, adapters 1e-3, fusions 2e-4), what is frozen without dropout.",
+    "average with a new head, Fuse(own), Fuse(sources), Fuse(own + sources); 15 epochs, learning rates chosen by hand, "
+    "not tuned (heads 2e-3, adapters 1e-3, fusions 2e-4), what is frozen without dropout.",
     bar="Mean over targets of Fuse(own + sources) - own ≥ -0.3 points; the paired interval of Fuse(own + sources) - "
     "Fuse(own), which has as many weights; where attention goes. Against the best single source: told, no gate.",
     result=result,

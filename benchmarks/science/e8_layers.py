@@ -3,8 +3,8 @@
     python benchmarks/science/e8_layers.py [--quick] [--minutes N] [--seeds 0,1,2] [--page]
 
 Houlsby et al. 2019, section 3.5: on BERT-base removing all adapters falls to the majority class, removing those of one
-layer costs 2 % at most, and the lower layers cost less than the upper ones. Here the adapter is the `seq_bn` of E1 on
-TREC, one for each seed; the head stays as it was trained.
+layer costs 2 % at most, and the lower layers cost less than the upper ones. Here the adapter is a `seq_bn` at
+E1's rate for five epochs on TREC, one for each seed; the head stays as it was trained.
 """
 
 from collections.abc import Sequence
@@ -99,8 +99,8 @@ STUDY = Study(
     "e8_layers", plan, work, told,
     claim="Lower layers' adapters matter least: taking them away from a trained adapter costs little, taking all away "
     "costs everything (Houlsby et al. 2019, figure 6).",
-    design="TREC, the `seq_bn` of E1 (three seeds); all 21 contiguous spans of the six layers run without adapters, by "
-    "`skip_layers`; nothing is trained again.",
+    design="TREC, a `seq_bn` m=48 at E1's rate for 5 epochs (three seeds); all 21 contiguous spans of the six layers "
+    "run without adapters, by `skip_layers`; nothing is trained again.",
     bar="Removing all costs at least 20 points; removing layer 0 alone at most 1.",
     result=result,
 )  # fmt: skip
