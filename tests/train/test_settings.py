@@ -8,6 +8,7 @@ import torch
 
 from graftwork.errors import RecipeError
 from graftwork.schema.sections import TrainingSection
+from graftwork.tasks.kinds import TASKS
 from graftwork.train.settings import arguments, steps_per_epoch, total_steps, wants_bf16
 from tests.train import small
 
@@ -55,9 +56,43 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("metric", ["mse", "loss"])
-def test_errors_are_better_when_lower(tmp_path: Path, metric: str) -> None:
-    assert arguments(small.recipe(tmp_path), tmp_path, 40, metric).greater_is_better is False
+def test_the_loss_is_better_when_lower(tmp_path: Path) -> None:
+    assert arguments(small.recipe(tmp_path), tmp_path, 40, "loss").greater_is_better is False
+
+
+_A, _B = ({"label": name, "labels": [name], "tags": [name], "heads": [at]} for at, name in enumerate("ab"))
+_KNOWN, _UNKNOWN = ({"log_likelihood": said, "right": right, "pieces": 4} for said, right in ((-1.0, 4), (-9.0, 1)))
+_NEAR, _FAR = [[1.0, 0.0], [1.0, 0.1]], [[0.0, 1.0], [0.1, 1.0]]
+# kind -> labels, rows, answers that are right, answers that are not; some kinds are scored in two ways
+_ANSWERED: list[tuple[str, tuple[str, ...], list[Any], list[Any], list[Any]]] = [
+    *((kind, ("a", "b"), [_A, _B], [_A, _B], [_B, _A])
+      for kind in ("classification", "pair", "image_classification", "multilabel", "tagging", "dependency_parsing")),
+    ("tagging", ("O", "B-x"), [{"tags": ["B-x", "O"]}], [{"tags": ["B-x", "O"]}], [{"tags": ["O", "B-x"]}]),
+    ("multiple_choice", ("0", "1"), [{"label": 1}], [{"label": "1"}], [{"label": "0"}]),
+    ("question_answering", (), [{"answers": ["x"]}], [{"answer": "x"}], [{"answer": "y"}]),
+    ("regression", (), [{"label": 1}, {"label": 2}], [{"value": 1.0}, {"value": 2.0}],
+     [{"value": 2.0}, {"value": 1.0}]),
+    ("similarity", (), [{"label": 0}, {"label": 1}], [{"similarity": 0.0}, {"similarity": 1.0}],
+     [{"similarity": 1.0}, {"similarity": 0.0}]),
+    ("similarity", (), [{"text_pair": "x"}, {"text_pair": "y"}], [{"embeddings": _NEAR}, {"embeddings": _FAR}],
+     [{"embeddings": [_NEAR[0], _FAR[1]]}, {"embeddings": [_FAR[0], _NEAR[1]]}]),
+    *((kind, (), [{}], [_KNOWN], [_UNKNOWN]) for kind in ("masked_lm", "causal_lm")),
+    ("seq2seq_lm", (), [{"target": "x"}], [_KNOWN | {"text": "x"}], [_UNKNOWN | {"text": "y"}]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "labels", "rows", "right", "wrong"), _ANSWERED)
+def test_right_answers_are_better_by_every_score(
+    kind: str, labels: tuple[str, ...], rows: list[Any], right: list[Any], wrong: list[Any], tmp_path: Path
+) -> None:
+    task, made = TASKS[kind](labels=labels), small.recipe(tmp_path)
+    better, worse = task.score(right, rows), task.score(wrong, rows)
+    rising = {name: arguments(made, tmp_path, 40, name).greater_is_better for name in better}
+    assert rising == {name: better[name] > worse[name] for name in better}
+
+
+def test_scores_of_every_kind_of_task_are_tried() -> None:
+    assert {kind for kind, *_ in _ANSWERED} == set(TASKS)
 
 
 @pytest.mark.parametrize(

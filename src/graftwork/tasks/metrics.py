@@ -1,4 +1,4 @@
-"""Scores as pure functions on labels. In every one but `mse` and `perplexity` higher is better.
+"""Scores as pure functions on labels. In every one but those of LOWER_IS_BETTER higher is better.
 
 Classes:  accuracy, F1 averaged over the classes that occur, Matthews' correlation     from the confusion counts
 Values:   Pearson r, Spearman rho (Pearson r of ranks, ties share their mean rank), mean squared error
@@ -23,6 +23,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from graftwork.tasks.scorer import Numbers, Scorer, by_group, share, summed
 
+LOWER_IS_BETTER = ("mse", "perplexity", "loss")  # of all that a run may be judged by: scores of tasks, and the loss
 Tags = Sequence[Sequence[str]]
 
 

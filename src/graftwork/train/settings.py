@@ -9,8 +9,8 @@ from transformers import TrainingArguments
 from graftwork.errors import RecipeError
 from graftwork.recipe import Recipe
 from graftwork.schema.sections import TrainingSection
+from graftwork.tasks.metrics import LOWER_IS_BETTER
 
-LOWER_IS_BETTER = ("mse", "loss")
 KEPT = 2  # checkpoints on disk: the newest and the best, so that a whole one remains while one is written
 
 
