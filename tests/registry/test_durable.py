@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from graftwork.registry.durable import exchange, locked, new_folder, place, replace_file, write_file, write_folder
+from graftwork.registry.durable import (
+    exchange,
+    is_torn,
+    locked,
+    new_folder,
+    place,
+    replace_file,
+    sibling,
+    write_file,
+    write_folder,
+)
 
 
 def test_a_file_is_created_once(tmp_path: Path) -> None:
@@ -81,3 +91,16 @@ def test_a_new_folder_is_there_whole_or_leaves_nothing(tmp_path: Path) -> None:
         new_folder(tmp_path / "in" / "other", {"a": b"1", "no/such": b"2"})
     assert [path.name for path in folder.parent.iterdir()] == ["new"]
     assert (folder / "a").read_bytes() == b"1"
+
+
+def test_what_a_killed_process_was_writing_is_known_by_its_name() -> None:
+    long = "x" * 300
+    for name in ("package", "result.json", long):
+        fresh = sibling(Path("run") / name).name
+        assert is_torn(fresh, ["model", name])
+        assert is_torn(f"{fresh}.old", ["model", name])
+        assert not is_torn(fresh, ["model", f"a{name}"])
+        assert not is_torn(f"{fresh}x", [name])
+        assert not is_torn(fresh[1:], [name])
+        assert not is_torn(name, [name])
+    assert not is_torn(f".package.{'z' * 32}", ["package"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from graftwork.errors import Conflict, UserError
+from graftwork.registry.durable import sibling
 from graftwork.train.folder import OWN, RunFolder, encoded, named
 
 IDENTITY = {"recipe.training.epochs": 5, "data": "abc"}
@@ -94,6 +95,44 @@ def test_files_of_others_stay(tmp_path: Path, overwrite: bool) -> None:
     (path / "thesis.tex").rename(path / "package")
     with pytest.raises(Conflict, match=r"\(no run\.json\)"):
         RunFolder(path).check(resume=True, overwrite=overwrite)
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(("resume", "overwrite"), [(True, False), (False, True)])
+def test_what_a_killed_process_was_writing_is_put_away(
+    tmp_path: Path, name: str, resume: bool, overwrite: bool
+) -> None:
+    folder = claimed(tmp_path / "run")
+    before = listing(folder.path)
+    left = sibling(folder.path / name)
+    if "." in name:
+        left.write_text("half")
+    else:
+        (left / "inner").mkdir(parents=True)
+    old = Path(f"{sibling(folder.path / name)}.old")
+    old.mkdir()
+    folder.check(resume=resume, overwrite=overwrite)
+    assert left.exists(), "checking writes nothing"
+    folder.claim(IDENTITY, "name: x\n", resume=resume, overwrite=overwrite)
+    assert listing(folder.path) == before
+    assert not left.exists()
+    assert not old.exists()
+
+
+def test_a_folder_whose_first_file_was_torn_is_new(tmp_path: Path) -> None:
+    left = sibling(tmp_path / "run.json")
+    left.write_text("{")
+    folder = claimed(tmp_path)
+    assert sorted(listing(folder.path)) == ["recipe.yaml", "run.json"]
+
+
+def test_a_torn_file_of_another_is_a_file_of_another(tmp_path: Path) -> None:
+    folder = claimed(tmp_path)
+    left = sibling(tmp_path / "thesis.tex")
+    left.write_text("years of work")
+    with pytest.raises(Conflict, match=r"holds files that are no run's \(\.thesis\.tex\."):
+        folder.check(resume=True, overwrite=False)
+    assert left.read_text() == "years of work"
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

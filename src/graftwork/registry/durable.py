@@ -7,11 +7,15 @@ replace, `flock`).
 import errno
 import fcntl
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+_KEPT = 100  # characters of a name that its sibling says
+_SIBLING = re.compile(r"\.(.+)\.[0-9a-f]{32}(\.old)?", re.DOTALL)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -71,7 +75,7 @@ def exchange(fresh: Path, folder: Path) -> None:
     """Put a finished folder in the place of another, which is then removed.
 
     Between the two renames the place is empty for a moment. A crash just there leaves the old folder, whole, beside it
-    under a name that begins with a dot and ends in `.old`.
+    under a name that begins with a dot and ends in `.old` (`is_torn` knows it).
     """
     old = fresh.parent / f"{fresh.name}.old"
     folder.rename(old)
@@ -86,7 +90,20 @@ def exchange(fresh: Path, folder: Path) -> None:
 
 def sibling(path: Path) -> Path:
     """A name beside `path` that nobody else uses; it begins with a dot."""
-    return path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}"
+    return path.parent / f".{path.name[:_KEPT]}.{uuid.uuid4().hex}"
+
+
+def is_torn(name: str, own: Collection[str]) -> bool:
+    """Whether a name is what a process that was killed while it wrote one of the names `own` has left beside it."""
+    found = _SIBLING.fullmatch(name)
+    return found is not None and found[1] in {one[:_KEPT] for one in own}
+
+
+def remove_torn(folder: Path, own: Collection[str]) -> None:
+    """Remove what killed processes left in a folder, if it is there, of the names `own`. Nobody may be writing them."""
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if is_torn(path.name, own):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def sync(folder: Path) -> None:

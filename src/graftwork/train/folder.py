@@ -6,7 +6,8 @@
     peft/          what PEFT trained, for training.method peft
     curve.png      loss and dev score             attention.png  of a fusion: what it attends to
 
-A folder that holds something else is never written into. Errors of the disk become UserErrors that name the folder.
+A folder that holds something else is never written into; what a killed process was writing is put away by the run that
+goes on or takes its place. Errors of the disk become UserErrors that name the folder.
 """
 
 import json
@@ -21,7 +22,7 @@ from pydantic import BaseModel
 
 from graftwork.errors import Conflict, UserError
 from graftwork.recipe import Recipe
-from graftwork.registry.durable import replace_file
+from graftwork.registry.durable import is_torn, remove_torn, replace_file
 from graftwork.train.checkpoint import newest_whole
 
 OWN = (
@@ -63,8 +64,9 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise Conflict(f"{self.path}: is not a folder; choose another output")
-        strangers = sorted({path.name for path in self.path.iterdir()} - {*OWN})
-        if strangers or (any(self.path.iterdir()) and not self.run.is_file()):
+        there = sorted(path.name for path in self.path.iterdir() if not is_torn(path.name, OWN))
+        strangers = [name for name in there if name not in OWN]
+        if strangers or (there and not self.run.is_file()):
             raise Conflict(
                 f"{self.path}: holds files that are no run's ({', '.join(strangers[:5]) or 'no run.json'}); "
                 "choose another output"
@@ -83,6 +85,8 @@ class RunFolder:
     def claim(self, identity: Mapping[str, Any], recipe: str, *, resume: bool, overwrite: bool) -> None:
         """Make the folder this run's. Raises Conflict as `check`, or where the run to go on with is another one."""
         self.check(resume=resume, overwrite=overwrite, identity=identity)
+        with named(self.path):
+            remove_torn(self.path, OWN)
         if resume and self.run.is_file():
             return
         with named(self.path):
