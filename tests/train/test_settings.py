@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.training_args import ParallelMode
 
 from graftwork.errors import RecipeError
 from graftwork.schema.sections import TrainingSection
@@ -107,6 +108,15 @@ def test_scores_of_every_kind_of_task_are_tried() -> None:
 def test_steps(settings: dict[str, Any], rows: int, epoch: int, total: int) -> None:
     training = TrainingSection(**settings)
     assert (steps_per_epoch(training, rows), total_steps(training, rows)) == (epoch, total)
+
+
+@pytest.mark.parametrize("there", [0, 1, 4])
+def test_one_process_trains_on_one_device(tmp_path: Path, there: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)  # what transformers takes for its own, all of them
+    found = arguments(small.recipe(tmp_path, {"training.batch_size": 6}), tmp_path, 40, "accuracy")
+    assert (found.n_gpu, found.train_batch_size, found.eval_batch_size) == (min(there, 1), 6, 6)
+    assert found.parallel_mode == ParallelMode.NOT_PARALLEL
 
 
 def test_mixed_precision_is_as_told_or_where_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

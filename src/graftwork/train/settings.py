@@ -15,9 +15,12 @@ KEPT = 2  # checkpoints on disk: the newest and the best, so that a whole one re
 
 
 def arguments(recipe: Recipe, folder: Path, rows: int, metric: str) -> TrainingArguments:
-    """How to train on so many rows, with checkpoints in `folder`; `metric` picks the best epoch."""
+    """How to train on so many rows, with checkpoints in `folder`; `metric` picks the best epoch.
+
+    A process uses one device.
+    """
     training = recipe.training
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
@@ -48,6 +51,8 @@ def arguments(recipe: Recipe, folder: Path, rows: int, metric: str) -> TrainingA
         disable_tqdm=True,  # progress is shown by our own callback
         report_to="none",
     )
+    made._n_gpu = min(made.n_gpu, 1)  # of several, transformers would copy the model to all, and multiply the batch
+    return made
 
 
 def steps_per_epoch(training: TrainingSection, rows: int) -> int:
