@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,23 @@ def test_images_are_learned_and_scored(trained: tuple[Path, TrainResult, Engine]
     assert result.package.manifest.head.kind == "image_classification"
     found = workflow.evaluate(engine, "hue", str(folder / "test.jsonl"))
     assert found.scores == pytest.approx(result.scores["test"])
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "full",
+        pytest.param(
+            "peft", marks=pytest.mark.skipif(find_spec("peft") is None, reason="pip install 'graftwork[baselines]'")
+        ),
+    ],
+)
+def test_baselines_learn_images_too(method: str, tmp_path: Path) -> None:
+    adapter = {"adapter": {"variant": "lora"}} if method == "peft" else {}
+    made = override(recipe(tmp_path), {"training.method": method, **adapter, "training.epochs": 1})
+    result = train(made)
+    assert result.parameters["trained"] > result.parameters["head"]
+    assert set(result.scores) == {"dev", "test"}
 
 
 def test_an_image_is_answered_the_same_by_file_by_bytes_and_in_base_64(

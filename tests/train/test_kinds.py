@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from graftwork import asking, workflow
+from graftwork.errors import RecipeError
 from graftwork.recipe import Recipe, loads, override
 from graftwork.registry.store import Registry
 from graftwork.train.outcome import TrainResult
@@ -163,3 +164,23 @@ def test_a_task_is_trained_evaluated_and_served(name: str, tmp_path: Path) -> No
     answers = workflow.predict(engine, [asking.asked(row, "a", None) for row in rows], "a")
     assert all("error" not in answer for answer in answers), answers
     json.dumps(answers)
+
+
+WHOLE = {"training.method": "full", "adapter": {}, "training.base_dropout": True, "training.max_steps": 1}
+WEIGHTLESS = ("spoken", "pairs", "scores")  # their heads: the base's own embedding, a mean
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in WEIGHTLESS])
+def test_a_base_is_tuned_whole_for_every_task(name: str, tmp_path: Path) -> None:
+    result = train(override(recipe(tmp_path, name), WHOLE))
+    assert result.steps == 1
+    assert result.parameters["trained"] >= result.parameters["base"] > result.parameters["head"]
+
+
+@pytest.mark.parametrize("name", WEIGHTLESS)
+def test_a_baseline_whose_package_would_be_empty_is_refused_before_it_trains(name: str, tmp_path: Path) -> None:
+    made = override(recipe(tmp_path, name), WHOLE)
+    for method in ("full", "head"):
+        with pytest.raises(RecipeError, match=f"package of {method} is the head alone, .* {KINDS[name][0]} has no wei"):
+            train(override(made, {"training.method": method}))
+    assert not Path(made.output).exists()

@@ -40,13 +40,18 @@ class FullModel(nn.Module):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         word_starts: Tensor | None = None,
+        pixel_values: Tensor | None = None,
         scored_only: bool = False,
     ) -> Any:
-        """Tensors (B, T) or (B, C, T), labels as the head has them -> its AdapterOutput on the bare, unfrozen base."""
+        """A batch of any task -> the AdapterOutput of the head on the bare, unfrozen base.
+
+        Tensors (B, T) or (B, C, T), or images (B, C, H, W); labels as the head has them.
+        """
         return self.model(
             input_ids,
             attention_mask,
             token_type_ids,
+            pixel_values=pixel_values,
             labels=labels,
             word_starts=word_starts,
             adapters=None,

@@ -72,8 +72,16 @@ def _role(recipe: Recipe) -> str:
 
 
 def set_up_head(model: AdapterModel, recipe: Recipe, task: Task) -> Setup:
-    """Put only the task's head on a model and let it train: the frozen base as a baseline."""
+    """Put only the task's head on a model and let it train: the frozen base as a baseline.
+
+    Raises RecipeError for a head without weights of its own: the package of a baseline would hold nothing.
+    """
     add_task_head(model, task, recipe.name, recipe.task.pooling)
+    if not model.parts.count("heads", recipe.name):
+        raise RecipeError(
+            f"training.method: the package of {recipe.training.method} is the head alone, and the head of {task.kind} "
+            "has no weights on this base; take method adapter"
+        )
     model.set_active_adapters(None)
     model.parts.train_only([("heads", recipe.name)])
     model.train()
