@@ -41,6 +41,10 @@ def test_without_choices_a_recipe_is_itself(tmp_path: Path) -> None:
     [
         (["training.seed"], "--sweep training.seed: not a setting"),
         (["training.seed="], "--sweep training.seed: there is nothing to choose from"),
+        (
+            ["training.seed=0,1", "training.epochs=2", "training.seed=2"],
+            "--sweep training.seed: is given 2 times; list all its values in one, as in --sweep training.seed=0,1,2",
+        ),
         (["training.seed=1,1"], "--sweep training.seed: 1 is there more than once"),
         (["name=a,b"], "--sweep name: name follows from what is swept over; leave it out"),
         (["training.sed=1,2"], "--sweep: training.sed: unknown key; did you mean seed"),

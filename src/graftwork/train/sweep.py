@@ -55,7 +55,19 @@ def choices(pairs: Sequence[str], *, source: str = "--sweep") -> dict[str, Seque
     """`["training.seed=0,1"]` -> `{"training.seed": [0, 1]}`, values read as in a YAML list. Raises RecipeError."""
     parted = [pair.partition("=") for pair in pairs]
     listed = [f"{key}=[{text}]" if equals else key for key, equals, text in parted]
-    return {key: value or () for key, value in settings(listed, source=source).items()}
+    read = settings(listed, source=source)
+    texts: dict[str, list[str]] = {}
+    for key, _, text in parted:
+        texts.setdefault(key.strip(), []).append(text.strip())
+    problems = [
+        f"{source} {key}: is given {len(given)} times; list all its values in one, as in "
+        f"{source} {key}={','.join(given)}"
+        for key, given in texts.items()
+        if len(given) > 1
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return {key: value or () for key, value in read.items()}
 
 
 def _text(value: Any) -> str:
