@@ -28,6 +28,11 @@ class UserError(GraftworkError):
     """The request itself is wrong; nothing was changed."""
 
 
+def in_a_line(error: BaseException) -> str:
+    """What a library raised, for a row of a table: its type and the beginning of its message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+
+
 class _Problems(UserError):
     """Several problems found in one pass, reported together."""
 

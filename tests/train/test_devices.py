@@ -73,7 +73,7 @@ def test_two_processes_train_and_fail_as_one(tmp_path: Path) -> None:
         ["train", file, "--resume", "--json"],
         ["train", file, "--set", other, "--set", damaged],
         ["train", file, "--set", other, "--set", "training.batch_size=1"],
-        ["train", file, "--set", other, "--sweep", "training.seed=0,1"],
+        ["train", file, "--set", other, "--set", "training.batch_size=256", "--sweep", "training.seed=0,1"],  # in turn
     ]
     ran = together(commands)
     assert ran.codes == [[0, 2, 0, 2, 2, 2]] * 2, ran.said

@@ -1,16 +1,20 @@
 """Sweeps: lists in a recipe, together or one after another with the same result, and what they are told as."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from graftwork.errors import Conflict, GraftworkError, RecipeError
+from graftwork.errors import Conflict, GoalMissed, GraftworkError, RecipeError
 from graftwork.recipe import Recipe, override, swept
+from graftwork.registry.durable import sibling
+from graftwork.train import devices, sweeping
 from graftwork.train.comparison import Row
 from graftwork.train.outcome import TrainResult
-from graftwork.train.run import How
+from graftwork.train.run import How, train
 from graftwork.train.sweeping import Swept, gap, pays, sweep
 from tests.train import small
 from tests.train.test_together import folder_without_dropout
@@ -92,6 +96,72 @@ def test_what_diverges_fails_alone(made: Recipe) -> None:
     assert "training diverged" in str(found.results[0])
     assert [row.error is None for row in found.rows] == [False, True]
     assert found.gap is None, "equally wide"
+
+
+def test_a_value_that_cannot_be_fails_alone_also_as_the_first(made: Recipe) -> None:
+    found = sweep(made, {"training.metric": ["pearson", "mcc"]}, progress=False)
+    assert "training.metric: 'pearson' is no score of task classification" in (found.rows[0].error or "")
+    assert found.rows[1].score == result(found.results[1]).scores["test"]["accuracy"]
+    assert not found.together, "recipes of which one is wrong cannot be put together"
+    with pytest.raises(RecipeError, match="'pearson' is no score"):
+        sweep(made, {"training.metric": ["pearson", "mcc"]}, progress=False, how=How(overwrite=True), together=True)
+
+
+@pytest.mark.parametrize("together", [None, False, True])
+def test_what_is_wrong_with_all_ends_the_sweep(made: Recipe, together: bool | None) -> None:
+    with pytest.raises(RecipeError, match="'pearson' is no score"):
+        sweep(made, {"training.metric": ["pearson", "spearman"]}, progress=False, together=together)
+    assert not [*Path(made.output).parent.glob("run*")]
+
+
+def test_a_run_that_a_library_ends_fails_alone(made: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(recipe: Recipe, **given: Any) -> TrainResult:
+        if recipe.adapter.reduction_factor == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.\n  Tried to allocate 3 GiB")
+        return train(recipe, **given)
+
+    monkeypatch.setattr(sweeping, "train", scarce)
+    found = sweep(made, WIDTHS, progress=False, together=False)
+    assert found.rows[0].error == "OutOfMemoryError: CUDA out of memory. Tried to allocate 3 GiB (seed 0)"
+    assert found.rows[1].score == result(found.results[1]).scores["test"]["accuracy"]
+    assert "out of memory" in (found.folder / "sweep.md").read_text()
+
+
+@pytest.mark.parametrize("together", [None, False, True])
+def test_several_processes_are_refused(made: Recipe, together: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "devices_of", lambda recipe: devices.Devices(rank=0, count=2))
+    with pytest.raises(RecipeError, match="several runs share one process, and there are 2 processes here"):
+        sweep(made, WIDTHS, progress=False, together=together)
+    assert not [*Path(made.output).parent.glob("run*")]
+
+
+def diverging(made: Recipe, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe whose runs all diverge at once."""
+
+    def fail(recipe: Recipe, **given: Any) -> TrainResult:
+        raise GoalMissed("training diverged")
+
+    monkeypatch.setattr(sweeping, "train", fail)
+    return made
+
+
+def test_the_folder_of_a_sweep_is_looked_at_before_anything_trains(
+    made: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diverging(made, monkeypatch)
+    folder = Path(f"{made.output}-sweep")
+    left = sibling(folder / "sweep.md")
+    folder.mkdir()
+    left.write_text("half")
+    found = sweep(made, WIDTHS, progress=False, together=False)
+    assert sorted(path.name for path in folder.iterdir()) == ["sweep.json", "sweep.md"]
+    assert found.told()[0] == "no picture: no method has a score"
+    assert "no picture: no method has a score" in (folder / "sweep.md").read_text()
+    shutil.rmtree(folder)
+    folder.write_text("mine")
+    monkeypatch.setattr(sweeping, "train", lambda *_, **__: pytest.fail("it trains"))
+    with pytest.raises(Conflict, match=r"run-sweep: is not a folder; move it away, or choose another output"):
+        sweep(made, WIDTHS, progress=False, together=False)
 
 
 def test_together_pays_for_few_pieces_a_step(made: Recipe) -> None:

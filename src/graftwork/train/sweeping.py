@@ -5,25 +5,27 @@
 
 Together pays where a step has few tokens, for a forward of many small batches costs more in calls than in arithmetic
 (benchmarks/results/together.md): the rule is at most FEW pieces in the batch of one recipe. Elsewhere, and where
-recipes cannot share a forward, they train one after another; the results are the same.
+recipes cannot share a forward, they train one after another; the results are the same. A combination that cannot be, or
+a run that a library ends (out of memory), is then a row with its reason while the others go on.
 
 Chosen is what has the best mean dev score, of equals the smallest; the gap says what the widest has more on the test
 rows. With several seeds it is paired by seed, with Student's interval.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from graftwork.build import open_encoder, recipe_task
-from graftwork.errors import Conflict, GraftworkError, RecipeError, UserError
+from graftwork.errors import Conflict, GraftworkError, RecipeError, UserError, in_a_line
 from graftwork.recipe import Recipe
-from graftwork.registry.durable import replace_file
+from graftwork.registry.durable import is_torn, remove_torn, replace_file
 from graftwork.registry.store import Registry
 from graftwork.train.comparison import Row, Run, draw, interval, page, row_of
 from graftwork.train.data import load_data
+from graftwork.train.devices import need_one_process
 from graftwork.train.folder import RunFolder, encoded, named
 from graftwork.train.outcome import TrainResult
 from graftwork.train.report import written
@@ -60,7 +62,10 @@ class Gap:
 
 @dataclass(frozen=True)
 class Swept:
-    """The recipes of a sweep, what became of each, a row for each combination, and where the rows lie."""
+    """The recipes of a sweep, what became of each, a row for each combination, and where the rows lie.
+
+    notes: what else there is to say of it, such as why there is no picture.
+    """
 
     recipes: Sequence[Recipe]
     results: Sequence[TrainResult | GraftworkError]
@@ -68,11 +73,17 @@ class Swept:
     gap: Gap | None
     together: bool
     folder: Path
+    notes: Sequence[str] = ()
+
+    @property
+    def found(self) -> list[str]:
+        """What the rows come to, in paragraphs of their page."""
+        return [*([str(self.gap)] if self.gap else []), *self.notes]
 
     def told(self) -> list[str]:
         """What it came to, in lines."""
         how = "together" if self.together else "one after another"
-        return [*([str(self.gap)] if self.gap else []), f"trained {how}; beside each other: {self.folder}"]
+        return [*self.found, f"trained {how}; beside each other: {self.folder}"]
 
 
 def sweep(
@@ -86,28 +97,33 @@ def sweep(
 ) -> Swept:
     """Train a recipe with every combination of choices. together: left out, where it pays.
 
-    Raises UserErrors before anything is written; what fails later fails alone.
+    Raises UserErrors before anything is written, where they are wrong with all; what fails otherwise fails alone.
     """
+    need_one_process(recipe)
     how = how or How()
     recipes, folder = expand(recipe, choices), Path(f"{recipe.output}-sweep")
-    if folder.is_dir() and (strangers := sorted({path.name for path in folder.iterdir()} - {*OWN})):
-        raise Conflict(f"{folder}: holds files that are no sweep's ({', '.join(strangers[:5])}); move them away")
+    _check(folder)
     for one in recipes:
         RunFolder(one.output).check(resume=how.resume, overwrite=how.overwrite)
-    shared = pays(recipes) if together is None else together
     given: dict[str, Any] = {
         "registry": registry,
         "resume": how.resume,
         "overwrite": how.overwrite,
+        "progress": progress,
         "command": how.command,
     }
-    results = (
-        train_together(recipes, progress=progress, **given) if shared else _one_after_another(recipes, progress, given)
-    )
+    results, shared = _trained(recipes, together, given)
     rows = _rows([label(setting) for setting in combined(choices)], recipes, results)
-    found = Swept(recipes, results, rows, gap(rows), shared, folder)
-    _write(found, recipe.name, how.command)
-    return found
+    return _write(Swept(recipes, results, rows, gap(rows), shared, folder), recipe.name, how.command)
+
+
+def _check(folder: Path) -> None:
+    """Raise Conflict for a folder that is none, or holds something else than a sweep's rows."""
+    if folder.exists() and not folder.is_dir():
+        raise Conflict(f"{folder}: is not a folder; move it away, or choose another output")
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if strangers := [name for name in there if name not in OWN and not is_torn(name, OWN)]:
+        raise Conflict(f"{folder}: holds files that are no sweep's ({', '.join(strangers[:5])}); move them away")
 
 
 def pays(recipes: Sequence[Recipe]) -> bool:
@@ -140,18 +156,30 @@ def gap(rows: Sequence[Row]) -> Gap | None:
     return Gap(chosen.method, widest.method, mean(more), low, high, chosen.split, chosen.metric) if more else None
 
 
-def _one_after_another(
-    recipes: Sequence[Recipe], progress: bool | None, given: Mapping[str, Any]
-) -> list[TrainResult | GraftworkError]:
-    found: list[TrainResult | GraftworkError] = []
-    for recipe in recipes:
+def _trained(
+    recipes: Sequence[Recipe], together: bool | None, given: Mapping[str, Any]
+) -> tuple[Sequence[TrainResult | GraftworkError], bool]:
+    """What became of each recipe, and whether they trained together; what is asked for is not tried another way."""
+    if together is not False:
         try:
-            found.append(train(recipe, progress=progress, **given))
-        except GraftworkError as error:
-            if isinstance(error, UserError) and not found:
-                raise  # what is wrong with the first is wrong with all, and nothing was written
-            found.append(error)
-    return found
+            if together or pays(recipes):
+                return train_together(recipes, **given), True
+        except UserError:  # nothing was written; one after another it is seen whose error it is
+            if together:
+                raise
+    found = [_alone(recipe, given) for recipe in recipes]
+    if isinstance(found[0], UserError) and all(type(one) is type(found[0]) for one in found):
+        raise found[0]  # wrong with all: there are no rows
+    return found, False
+
+
+def _alone(recipe: Recipe, given: Mapping[str, Any]) -> TrainResult | GraftworkError:
+    try:
+        return train(recipe, **given)
+    except GraftworkError as error:
+        return error
+    except Exception as error:  # a library's: told in a row, as the others go on
+        return GraftworkError(in_a_line(error))
 
 
 def _rows(
@@ -168,17 +196,20 @@ def _answer(result: TrainResult) -> dict[str, Any]:
     return {"result": written(result), "size": result.size}
 
 
-def _write(found: Swept, name: str, command: str) -> None:
+def _write(found: Swept, name: str, command: str) -> Swept:
+    """Write the rows, and return what was found with a note where there is no picture."""
     how = "trained together" if found.together else "trained one after another"
     contents = {
         "rows": [asdict(row) for row in found.rows],
         "gap": None if found.gap is None else asdict(found.gap),
         "together": found.together,
     }
-    told = [str(found.gap)] if found.gap else []
     with named(found.folder):
         found.folder.mkdir(parents=True, exist_ok=True)
+        remove_torn(found.folder, OWN)
         replace_file(found.folder / OWN[0], encoded(contents))
-        text = page(f"{name}: a sweep, {how}", found.rows, command, *told)
+        if why := draw(name, found.rows, found.folder / OWN[2]):
+            found = replace(found, notes=(*found.notes, why))
+        text = page(f"{name}: a sweep, {how}", found.rows, command, *found.found)
         replace_file(found.folder / OWN[1], text.encode())
-        draw(name, found.rows, found.folder / OWN[2])
+    return found
