@@ -82,7 +82,17 @@ def test_together_and_one_after_another_are_the_same_sweep(made: Recipe, tmp_pat
     assert shared.folder == tmp_path / "shared-sweep"
     told = json.loads((shared.folder / "sweep.json").read_text())
     assert (told["together"], len(told["rows"]), told["gap"]["widest"]) == (True, 2, "reduction_factor=2")
-    assert "a sweep, trained together" in (shared.folder / "sweep.md").read_text()
+    assert {(row.memory, row.device) for row in (*apart.rows, *shared.rows)} == {(None, None)}, "of all runs so far"
+    assert all(row.seconds for row in apart.rows)
+    assert [row.seconds for row in shared.rows] == [None, None], "the others' work is in it"
+    page, alone = (shared.folder / "sweep.md").read_text(), (apart.folder / "sweep.md").read_text()
+    assert "a sweep, trained together" in page
+    assert "| of base | file |" in page
+    assert "| of base | file | training |" in alone
+    for text in (page, alone):
+        assert "memory" not in text.lower()
+        assert "Inference" not in text
+        assert "Trained: all that trained" in text
     with pytest.raises(Conflict, match="holds a run already"):
         swept_to("apart", False)
     (shared.folder / "mine.txt").write_text("")

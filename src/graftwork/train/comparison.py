@@ -14,11 +14,15 @@ from graftwork.train.plots import can_draw, missing, save
 
 INSIDE = 0.95
 MISSING = missing("picture")
-MEANT = """\
-Scores are means over seeds, with Student's 95 % interval over them where there are several. Trained: all that trained,
-the head included, and its share of the base's parameters. File: what would be stored. Memory: the most that was
-resident in the run's own process, libraries and base included (on a GPU: what torch had allocated there). Inference:
-time to answer a batch, over that of the frozen base with the same head, unmerged; median and quartiles of turns."""
+MEANT = {  # what a column says, where a page has it
+    "score": "Scores are means over seeds, with Student's 95 % interval over them where there are several.",
+    "trained": "Trained: all that trained, the head included, and its share of the base's parameters.",
+    "file": "File: what would be stored.",
+    "memory": "Memory: the most that was resident in the run's own process, libraries and base included (on a GPU: "
+    "what torch had allocated there).",
+    "inference": "Inference: time to answer a batch, over that of the frozen base with the same head, unmerged; median "
+    "and quartiles of turns.",
+}
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class Row:
 
     parameters: all that trained; `head` of them are the task's head; share: of the base's. size: bytes of what would be
     stored. seconds: training, the mean. memory: the most that a run's process held, bytes, on `device` where it has
-    any. price: time to answer over that of the frozen base (price.py), with its quartiles. error: why there is no
-    score, or not one of every seed.
+    any. Both are None where runs that share a process share them. price: time to answer over that of the frozen base
+    (price.py), with its quartiles. error: why there is no score, or not one of every seed.
     """
 
     method: str
@@ -142,7 +146,7 @@ def cells(row: Row) -> dict[str, str]:
     """A row as people read it, by COLUMNS."""
     if row.score is None:
         return {"method": row.method, "note": row.error or ""}
-    price = row.price or {}
+    price, memory = row.price or {}, row.device or row.memory
     found = {
         "method": row.method,
         "score": f"{row.score:.4f}",
@@ -151,8 +155,8 @@ def cells(row: Row) -> dict[str, str]:
         "trained": f"{row.parameters:,}",
         "of base": f"{row.share:.2%}",
         "file": f"{(row.size or 0) / 1e6:.2f} MB",
-        "training": f"{row.seconds:.0f} s",
-        "memory": f"{(row.device or row.memory or 0) / 1e6:.0f} MB",
+        "training": "" if row.seconds is None else f"{row.seconds:.0f} s",
+        "memory": f"{memory / 1e6:.0f} MB" if memory else "",
         "inference": f"{price['middle']:.2f} ({price['low']:.2f}-{price['high']:.2f})" if price else "",
         "note": row.error or "",
     }
@@ -178,7 +182,8 @@ def page(title: str, rows: Sequence[Row], command: str, *told: str) -> str:
     lines = [f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *body]]
     machine = next((row.machine for row in rows if row.machine), "")
     ran = [f"    {command}"] if command else []
-    parts = [f"# {title}", scored(rows), "\n".join(lines), *told, MEANT, *ran, f"Machine: {machine}"]
+    meant = " ".join(text for column, text in MEANT.items() if column in columns)
+    parts = [f"# {title}", scored(rows), "\n".join(lines), *told, *filter(None, [meant]), *ran, f"Machine: {machine}"]
     return "\n\n".join(parts) + "\n"
 
 

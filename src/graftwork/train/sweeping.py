@@ -113,7 +113,8 @@ def sweep(
         "command": how.command,
     }
     results, shared = _trained(recipes, together, given)
-    rows = _rows([label(setting) for setting in combined(choices)], recipes, results)
+    labels = [label(setting) for setting in combined(choices)]
+    rows = [_own(row, shared) for row in _rows(labels, recipes, results)]
     return _write(Swept(recipes, results, rows, gap(rows), shared, folder), recipe.name, how.command)
 
 
@@ -190,6 +191,11 @@ def _rows(
         for name, recipe, one in zip(labels, recipes, results, strict=True)
     ]
     return [row_of(name, runs) for name in dict.fromkeys(labels)]
+
+
+def _own(row: Row, together: bool) -> Row:
+    """A row without what is not its own: the process held earlier runs, and trained together the others' steps."""
+    return replace(row, memory=None, device=None, seconds=None if together else row.seconds)
 
 
 def _answer(result: TrainResult) -> dict[str, Any]:
