@@ -12,6 +12,7 @@ import pytest
 from graftwork.cli.main import run
 from graftwork.errors import Conflict, DataError, RecipeError
 from graftwork.recipe import Recipe, dump, load, override
+from graftwork.registry.durable import sibling
 from graftwork.train.compare import compare
 from graftwork.train.comparison import MISSING, Row, Run, cells, draw, interval, page, row_of, scored
 from graftwork.train.memory import peak
@@ -113,10 +114,13 @@ def test_what_is_wrong_with_all_runs_is_said_before_any(tmp_path: Path) -> None:
         compare(made, ["lora"], folder=tmp_path)
     with pytest.raises(Conflict, match="is the folder of two methods"):
         compare(made, ["lora[r=4]", "lora[r=[4]]"], folder=tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    torn = sibling(tmp_path / "out" / "compare.json")
+    torn.write_text("half")  # what a killed process was writing is no stranger
     (tmp_path / "train.jsonl").write_text('{"text": "good"}\n')
     with pytest.raises(DataError, match="label: missing"):
         compare(made, ["lora"], folder=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert [*(tmp_path / "out").iterdir()] == [torn]
 
 
 def refused(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> str:

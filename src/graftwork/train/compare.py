@@ -16,7 +16,7 @@ from typing import Any
 
 from graftwork.errors import Conflict
 from graftwork.recipe import Recipe, override
-from graftwork.registry.durable import replace_file
+from graftwork.registry.durable import is_torn, replace_file
 from graftwork.registry.store import Registry
 from graftwork.strict_json import load_json
 from graftwork.train.apart import Apart
@@ -102,7 +102,7 @@ def _check(folder: Path, recipes: Sequence[Recipe]) -> None:
         raise Conflict(f"{twice[0]}: is the folder of two methods; give them names that differ in letters and digits")
     known = re.compile(r".+-seed-[0-9]+")
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    strangers = [name for name in there if name not in OWN and not known.fullmatch(name)]
+    strangers = [name for name in there if not (name in OWN or known.fullmatch(name) or is_torn(name, OWN))]
     if strangers:
         raise Conflict(f"{folder}: holds files that are no comparison's ({', '.join(strangers[:5])}); choose another")
 
