@@ -2,8 +2,8 @@
 
     python benchmarks/science/e1_more.py [--quick] [--minutes N] [--seeds 0,1,2] [--only task=cola] [--page]
 
-Snips, CoLA, tweet emotion and AG News by every method of E1, at the rates and lengths that it takes to a task where it
-tries nothing, by parallel bottlenecks at the rate of `seq_bn`, and by (IA)³.
+Snips, CoLA, tweet emotion and AG News by every method of E1, at the rate and length that E1 found best on TREC, by
+parallel bottlenecks as `seq_bn`, and by (IA)³.
 """
 
 from collections.abc import Sequence
@@ -52,10 +52,10 @@ def work(key: Key, asked: Asked) -> Row:
 
 
 def chosen(method: str, asked: Asked) -> e1.Choice:
-    """What E1 takes to a task where it tries nothing. Raises LookupError before its rows are there."""
-    choice = e1.chosen(book.read(room.RESULTS / "e1_parity.jsonl"), e1.TASKS[-1], method, asked)
+    """What E1 found best on TREC. Raises LookupError before its rows are there."""
+    choice = e1.chosen(book.read(room.RESULTS / "e1_parity.jsonl"), e1.FIRST, method, asked)
     if choice is None and not asked.quick:
-        raise LookupError(f"no learning rate of {method}: run benchmarks/science/e1_parity.py --only task={e1.SECOND}")
+        raise LookupError(f"no learning rate of {method}: run benchmarks/science/e1_parity.py --only task={e1.FIRST}")
     return choice or e1.Choice(e1.RATES[method][0])
 
 

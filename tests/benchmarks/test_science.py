@@ -200,12 +200,12 @@ def grid(task: str, better: float, longer: float = 0.8) -> list[dict[str, Any]]:
     return [*tried, *found]
 
 
-def again(found: list[dict[str, Any]], told: Any, *devs: float) -> list[dict[str, Any]]:
-    """Rows of what E1 tries on sst2 after what it found on trec, by their dev scores."""
+def again(found: list[dict[str, Any]], task: str, told: Any, *devs: float) -> list[dict[str, Any]]:
+    """Rows of what E1 tries on another task after what it found on trec, by their dev scores."""
     return [
-        row(e1.cell("sst2", method, choice, 0), [True], dev)
+        row(e1.cell(task, method, choice, 0), [True], dev)
         for method in e1.RATES
-        for choice, dev in zip(e1.tried(found, "sst2", method, told), devs, strict=True)
+        for choice, dev in zip(e1.tried(found, task, method, told), devs, strict=True)
     ]
 
 
@@ -242,33 +242,22 @@ def test_e1_trains_longer_where_dev_says_so(tmp_path: Path) -> None:
     assert e1.cell("trec", "full", e1.Choice(e1.RATES["full"][1], True), 0) in e1.plan(missing, told)
 
 
+@pytest.mark.parametrize("task", ["sst2", "ud_pos"])
 @pytest.mark.parametrize("longer", [0.8, 0.95])
-def test_e1_tries_on_sst2_the_two_rates_that_were_best_on_trec_for_as_long(tmp_path: Path, longer: float) -> None:
+def test_e1_tries_elsewhere_the_two_rates_that_were_best_on_trec_for_as_long(
+    tmp_path: Path, task: str, longer: float
+) -> None:
     found, told = grid("trec", 0.0, longer), asked(tmp_path)
     found = [{**one, "dev": 0.85} if one["key"]["rate"] == e1.RATES["full"][2] else one for one in found]
     more = longer > 0.9
-    assert e1.tried(found, "sst2", "full", told) == [e1.Choice(e1.RATES["full"][place], more) for place in (1, 2)]
-    assert e1.tried(found, "sst2", "seq_bn", told) == [e1.Choice(e1.RATES["seq_bn"][place], more) for place in (1, 0)]
-    assert e1.chosen(found, "sst2", "full", told) is None
-    found += again(found, told, 0.6, 0.7)
-    assert e1.chosen(found, "sst2", "full", told) == e1.Choice(e1.RATES["full"][2], more)
-    assert [key for key in e1.plan(found, told) if key["task"] == "sst2" and key["seed"] == 1] == [
-        e1.cell("sst2", method, e1.tried(found, "sst2", method, told)[1], 1) for method in e1.RATES
+    assert e1.tried(found, task, "full", told) == [e1.Choice(e1.RATES["full"][place], more) for place in (1, 2)]
+    assert e1.tried(found, task, "seq_bn", told) == [e1.Choice(e1.RATES["seq_bn"][place], more) for place in (1, 0)]
+    assert e1.chosen(found, task, "full", told) is None
+    found += again(found, task, told, 0.6, 0.7)
+    assert e1.chosen(found, task, "full", told) == e1.Choice(e1.RATES["full"][2], more)
+    assert [key for key in e1.plan(found, told) if key["task"] == task and key["seed"] == 1] == [
+        e1.cell(task, method, e1.tried(found, task, method, told)[1], 1) for method in e1.RATES
     ]
-
-
-def test_e1_takes_what_is_best_on_both_to_a_task_where_nothing_is_tried(tmp_path: Path) -> None:
-    found, told = grid("trec", 0.0, longer=0.95), asked(tmp_path)  # at the usual length 0.9 and 0.8 of the two rates
-    assert e1.tried(found, "mrpc", "full", told) == []
-    assert e1.chosen(found, "mrpc", "full", told) is None
-    first, second = e1.tried(found, "sst2", "full", told)
-    assert e1.chosen([*found, *again(found, told, 0.60, 0.69)], "mrpc", "full", told) == first
-    assert e1.chosen([*found, *again(found, told, 0.60, 0.71)], "mrpc", "full", told) == second
-    more = [key for key in e1.plan([*found, *again(found, told, 0.60, 0.71)], told) if key["task"] == "mrpc"]
-    assert {(key["method"], key.get("epochs")) for key in more} == {
-        (method, e1.LONGER.get(method)) for method in e1.RATES
-    }
-    assert len(more) == len(told.seeds) * len(e1.RATES)
 
 
 def test_e1_says_whether_the_bar_is_met(tmp_path: Path) -> None:
