@@ -39,12 +39,12 @@ def command(arguments: Sequence[str] | None = None) -> str:
     return " ".join(["python", f"benchmarks/{Path(script).name}", *given])
 
 
-def conditions(peers: Mapping[str, str] | None = None) -> str:
-    """Machine, versions (those of peers too) and date, in a paragraph."""
+def conditions(peers: Mapping[str, str] | None = None, threads: int | None = None) -> str:
+    """Machine, versions (those of peers too) and date, in a paragraph. threads: of the sides, where they are others."""
     libraries = {name: number for name, number in versions().items() if name in ("graftwork", "transformers")}
     listed = ", ".join(f"{name} {number}" for name, number in libraries.items())
     others = "".join(f" Beside: {name} with {what}." for name, what in (peers or {}).items() if name != "graftwork")
-    return f"Machine: {machine()}. {listed}.{others} Date: {datetime.date.today().isoformat()}."
+    return f"Machine: {machine(threads)}. {listed}.{others} Date: {datetime.date.today().isoformat()}."
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -56,9 +56,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def page(title: str, ran: str, *parts: str, peers: Mapping[str, str] | None = None) -> str:
+def page(title: str, ran: str, *parts: str, peers: Mapping[str, str] | None = None, threads: int | None = None) -> str:
     """A Markdown page: title, parts, and the command with the conditions that it ran under."""
-    end = f"Measured by\n\n    {ran}\n\n{conditions(peers)}"
+    end = f"Measured by\n\n    {ran}\n\n{conditions(peers, threads)}"
     return "\n\n".join([f"# {title}", *parts, end]) + "\n"
 
 

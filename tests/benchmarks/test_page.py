@@ -23,6 +23,8 @@ def test_a_page_says_how_and_on_what_it_was_made() -> None:
     assert "    python benchmarks/scale.py --quick\n" in text
     assert machine() in text
     assert "Beside: peft with peft 0.21.2." in text
+    assert machine(7) in page.page("Cost", ran, threads=7)
+    assert machine(7) in page.conditions(threads=7)
 
 
 def test_a_picture_is_the_same_for_the_same_numbers(tmp_path: Path) -> None:

@@ -86,6 +86,9 @@ def test_the_machine_is_one_line_without_names_of_places() -> None:
     assert f"torch {torch.__version__}" in line
     assert "cores" in line
     assert platform.node() not in line
+    assert f", {torch.get_num_threads()} thread" in line
+    assert ", 1 thread, " in machine(1)
+    assert ", 2 threads, " in machine(2)
 
 
 def test_a_curve_is_a_picture(tmp_path: Path) -> None:

@@ -109,9 +109,10 @@ def history(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return points
 
 
-def machine() -> str:
-    """What this ran on, in one line without names of hosts or places."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+def machine(threads: int | None = None) -> str:
+    """What this ran on, in one line without names of hosts or places. threads: of other processes that did the work."""
+    count = threads or torch.get_num_threads()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{count} thread{'s' * (count > 1)}"
     return f"{_processor()}, {device}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
