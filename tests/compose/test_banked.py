@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,7 +28,6 @@ ADAPTERS = ZOO | {
 NAMES = tuple(name for name in ADAPTERS if name != "lora")
 TOKENS = 6
 BESIDE = st.sampled_from(["lora", "Stack(lora, seq)", "Average(seq, lora)"]).map(parse)
-FEWER = settings(max_examples=settings().max_examples // 4)
 RIGS = {family: Rig(family, ADAPTERS) for family in ("bert", "llama")}
 
 
@@ -54,7 +53,6 @@ def banks(rig: Rig | AdapterModel) -> Banks:
 
 
 @pytest.mark.parametrize("family", RIGS)
-@FEWER
 @given(trees=st.lists(rows(NAMES, tokens=TOKENS, depth=2) | BESIDE, min_size=1, max_size=5))
 def test_random_rows_are_what_the_reference_says(family: str, trees: list[Composition]) -> None:
     rig = RIGS[family]
@@ -64,7 +62,6 @@ def test_random_rows_are_what_the_reference_says(family: str, trees: list[Compos
 
 
 @pytest.mark.parametrize("family", RIGS)
-@FEWER
 @given(tree=compositions(NAMES, batch=3, tokens=TOKENS, depth=2))
 def test_a_composition_of_the_batch(family: str, tree: Composition) -> None:
     rig = RIGS[family]
@@ -242,7 +239,6 @@ def test_a_copy_has_banks_of_its_own() -> None:
 
 
 @pytest.mark.usefixtures("deterministic")
-@FEWER
 @given(others=st.lists(st.sampled_from(["a", "b", "c", None, "Stack(a, b)", "Average(a, c)"]), min_size=3, max_size=3))
 def test_other_rows_never_change_my_bits(others: list[str | None]) -> None:
     call = {**tiny.inputs("bert", rows=4), "head": "none"}

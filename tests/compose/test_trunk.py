@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -235,7 +235,6 @@ def ran(model: AdapterModel, setup: Composition, skip: tuple[int, ...] = ()) -> 
 
 
 @given(data=st.data())
-@settings(max_examples=60)
 def test_random_compositions_fork_into_what_they_say_at_the_entry(model: AdapterModel, data: st.DataObject) -> None:
     names = ("a", "b", "top", "lo", "hi")
     setup: Composition = data.draw(compositions(names, batch=3, tokens=7))
