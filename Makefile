@@ -72,12 +72,12 @@ PRINTED := $(patsubst benchmarks/%.py,%,$(wildcard $(patsubst %,benchmarks/%.py,
 MEASURE := $(OFFLINE) $(PATIENT) $(PY) benchmarks
 
 bench: setup bench-peers  ## every speed figure, beside the peers; about ten minutes on two quiet cores
-	$(MEASURE)/execution.py --curves --seconds 2.5 --out $(RESULTS)/execution.md
+	$(MEASURE)/execution.py --curves --seconds 1 --out $(RESULTS)/execution.md
 	@set -ex; for one in $(WRITTEN); do $(MEASURE)/$$one.py --quick --out $(RESULTS)/$$one.md; done
 	@set -ex; for one in $(PRINTED); do $(MEASURE)/$$one.py --quick; done
 
 bench-full: setup bench-peers  ## the same with more calls, in float32 and bfloat16, and whole sweeps
-	$(MEASURE)/execution.py --curves --seconds 30 --dtypes float32,bfloat16 --out $(RESULTS)/execution.md
+	$(MEASURE)/execution.py --curves --seconds 12 --dtypes float32,bfloat16 --out $(RESULTS)/execution.md
 	@set -ex; for one in $(WRITTEN); do $(MEASURE)/$$one.py --out $(RESULTS)/$$one.md; done
 	@set -ex; for one in $(PRINTED); do $(MEASURE)/$$one.py; done
 

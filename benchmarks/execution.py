@@ -1,12 +1,13 @@
 """What does a composition cost beside the frozen base, here and in the peers' libraries?
 
     python benchmarks/execution.py [--setups seq_bn,fuse3] [--no-peers] [--shapes 8x64,8x1] [--dtypes float32,bfloat16]
-                                   [--threads 1] [--seconds 7 | --rounds 5 | --quick] [--clock cpu] [--curves]
+                                   [--threads 1] [--seconds 3 | --rounds 5 | --quick] [--clock cpu] [--curves]
                                    [--json FILE] [--out FILE] [--explain SETUP]
 
 Every side (`side.py`) holds one base with the same random weights, BERT-base by shape, and runs each setup in turns
 with its own bare base, in one process; the sides take turns too. `ratio` is the median quotient of a turn, `low` and
-`high` its quartiles. What a side returns is compared with what graftwork returns. `--out` writes the rows as JSON, and
+`high` its quartiles. A setup with a goal takes three times the seconds on our side, twice on the peers', and pictures
+take half. What a side returns is compared with what graftwork returns. `--out` writes the rows as JSON, and
 from them the page, its pictures and the table of the docs (`execution_page.py`). `--explain` profiles instead.
 """
 
@@ -26,7 +27,7 @@ from graftwork.timing import CLOCKS, milliseconds, quotients
 
 Row = dict[str, Any]
 PEERS = ("adapters", "peft")
-TURNS = 3  # how often the sides relieve each other on one setup
+TURNS = 3  # how often the sides relieve each other on one setup; the fewest pairs of calls that it gets
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # between what sides return, hidden states of size 1
 DISPATCHED = ("base", "seq_bn", "idle")
 # what the pictures show: name -> (shape, setups)
@@ -39,19 +40,30 @@ CURVES = {
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: seconds for each setup and side, or pairs of calls; and by which clock."""
+    """How long to measure: seconds for each setup and side, or pairs of calls; and by which clock.
+
+    What must have more pairs than the fewest has as many times the seconds.
+    """
 
     seconds: float
     rounds: int | None = None
     clock: str = "wall"
 
-    def turn(self, call: float) -> dict[str, Any]:
+    def turn(self, call: float, fewest: int = TURNS) -> dict[str, Any]:
         """One turn of a side whose setup takes `call` milliseconds.
 
         Short calls warm up first: the side that worked before has emptied the caches.
         """
-        pairs = self.rounds or max(TURNS, min(300, round(1e3 * self.seconds / (2 * call))))
+        seconds = self.seconds * fewest / TURNS
+        pairs = self.rounds or max(fewest, min(300, round(1e3 * seconds / (2 * call))))
         return {"rounds": max(1, round(pairs / TURNS)), "clock": self.clock, "warm": 2 if call < 200 else 0}
+
+
+def fewest(side: str, name: str, shape: Shape) -> int:
+    """Pairs of calls that a setup gets at least: more where graftwork has a goal, and beside it."""
+    if goal(name, shape) is None:
+        return TURNS
+    return TURNS * (3 if side == "graftwork" else 2)
 
 
 def measured(sides: Sides, name: str, shape: Shape, effort: Effort) -> list[Row]:
@@ -60,7 +72,8 @@ def measured(sides: Sides, name: str, shape: Shape, effort: Effort) -> list[Row]
     times: dict[str, dict[str, list[float]]] = {side: {"base": [], "setup": []} for side in ready}
     for _ in range(TURNS):
         for side in ready:
-            found = sides.remotes[side].ask("time", **effort.turn(ready[side]["call"]))
+            turn = effort.turn(ready[side]["call"], fewest(side, name, shape))
+            found = sides.remotes[side].ask("time", **turn)
             for key, values in found.items():
                 times[side][key] += values
     expected = sides.remotes["graftwork"].output()
@@ -194,7 +207,7 @@ def measure(room: Room, asked: argparse.Namespace) -> dict[str, Any]:
             with room.open(DISPATCH, dtype) as sides:
                 rows += room.rows(sides, called, DISPATCH, dtype)
                 profiles += above_goal(sides, [one for one in rows if one["width"] == DISPATCH.width], dtype)
-    ran = {"command": command(), "conditions": conditions(versions)}
+    ran = {"command": command(), "conditions": conditions(versions, asked.threads)}
     return {**ran, "rows": rows, "curves": curves, "explained": profiles}
 
 
@@ -215,7 +228,7 @@ def above_goal(sides: Sides, rows: Sequence[Row], dtype: str) -> list[dict[str, 
 def profile(sides: Sides, side: str, setup: str, shape: Shape) -> dict[str, Any]:
     """Operators of the base and of a setup, with how often and how long a call runs them."""
     told = _prepare(sides.remotes[side], setup, shaped(parse(setup), shape))
-    return sides.remotes[side].ask("explain", calls=max(3, min(30, round(3000 / told["call"]))))
+    return sides.remotes[side].ask("explain", calls=max(7, min(30, round(3000 / told["call"]))))
 
 
 def explain(room: Room, asked: argparse.Namespace) -> None:
@@ -235,9 +248,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtypes", default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-peers", action="store_true", help="graftwork alone")
-    parser.add_argument("--seconds", type=float, default=7, help="for each setup, shape and side; half for pictures")
+    parser.add_argument("--seconds", type=float, default=3, help="for a setup, shape and side; goals: 3 times, peers 2")
     parser.add_argument("--rounds", type=int, help="pairs of calls instead of seconds")
-    parser.add_argument("--quick", action="store_true", help="two seconds")
+    parser.add_argument("--quick", action="store_true", help="one second")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--execution", default="auto", help="graftwork's executor")
     parser.add_argument("--layers", type=int, default=12)
@@ -256,7 +269,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measure, print the table, write what was asked for."""
     asked = arguments()
-    effort = Effort(2 if asked.quick else asked.seconds, asked.rounds, asked.clock)
+    effort = Effort(1 if asked.quick else asked.seconds, asked.rounds, asked.clock)
     names = ["graftwork", *([] if asked.no_peers else present(list(PEERS)))]
     room = Room(names, effort, asked.threads, asked.execution)
     if asked.explain:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.benchmarks.scripts import script
 
@@ -66,9 +67,66 @@ def test_effort_is_a_time_or_a_number_of_pairs() -> None:
     assert execution.Effort(6, rounds=9, clock="cpu").turn(1000.0)["rounds"] == 3
 
 
+def test_a_goal_has_three_times_the_pairs_and_what_stands_beside_it_twice() -> None:
+    at, elsewhere = execution.Shape(8, 64), execution.Shape(8, 16)
+    assert [execution.fewest(side, "seq_bn", at) for side in ("graftwork", "peft")] == [9, 6]
+    assert execution.fewest("graftwork", "lora", at) == execution.fewest("graftwork", "seq_bn", elsewhere) == 3
+    assert execution.Effort(1).turn(1000.0, 9)["rounds"] == 3
+    assert execution.Effort(6).turn(50.0, 9)["rounds"] == 3 * execution.Effort(6).turn(50.0)["rounds"]
+
+
+def test_a_goal_between_the_quartiles_is_undecided() -> None:
+    said = [pages.promised(made("seq_bn", ratio=ratio)) for ratio in (1.01, 1.019, 1.023, 1.026)]
+    assert said == ["<= 1.02, met", "<= 1.02, undecided", "<= 1.02, undecided", "<= 1.02, **not met**"]
+    assert pages.promised(None) == pages.promised(made("lora")) == ""
+
+
+def test_the_page_says_where_it_is_behind_a_peer_and_where_ahead() -> None:
+    rows = [
+        made("base", ratio=1.1),
+        made("base", "adapters", ratio=1.0),
+        made("seq_bn", ratio=1.05),
+        made("seq_bn", "adapters", ratio=1.02),
+        made("lora", ratio=1.01),
+        made("lora", "adapters", ratio=1.015),  # intervals overlap
+        made("lora", "peft", ratio=1.05),
+        made("mixed8", ratio=1.01),
+        made("mixed8", "peft", ratio=1.2, remark="another function: LoRA"),
+        made("idle", ratio=1.2, width=64, dtype="bfloat16"),
+        made("idle", "peft", ratio=1.4, width=64, dtype="bfloat16"),
+    ]
+    behind, ahead = pages.standing(rows).split("\n\n")
+    assert behind == "Behind a peer, by intervals that do not overlap: seq_bn 8x64 (adapters 1.020, here 1.050)."
+    assert ahead.endswith("lora 8x64 (peft 1.050, here 1.010); idle 8x64 of 12x64 bfloat16 (peft 1.400, here 1.200).")
+    assert pages.standing(rows[:2]).count("overlap: nowhere.") == 2
+
+
+def test_the_page_says_how_many_pairs_are_behind_its_figures() -> None:
+    rows = [made("seq_bn", pairs=9), made("seq_bn", "peft", pairs=6), made("lora", pairs=3), made("base", pairs=30)]
+    assert "9 to 9 of a row of graftwork with a goal, 6 to 6 of a row of a peer beside it, 3 to 30 of any other." in (
+        pages.counted(rows)
+    )
+
+
+def test_a_profile_that_contradicts_the_ratio_is_told() -> None:
+    profile = {"base": {"aten::addmm": [72, 10.0]}, "setup": {"aten::addmm": [120, 10.5], "aten::relu": [24, 0.5]}}
+    assert pages.disagreement(made("seq_bn", ratio=1.08), profile) == []
+    (said,) = pages.disagreement(made("seq_bn", ratio=1.02), profile)
+    assert said.startswith("Under the profiler it adds 10.0% and without 2.0%: ")
+
+
+def test_a_profile_takes_turns_in_both_orders() -> None:
+    side, ran = script("side"), []
+    rivals = {name: lambda name=name: ran.append((name, torch.ones(2).add(1))) for name in ("base", "setup")}
+    found = side.profiled(rivals, 2)
+    assert [name for name, _ in ran] == ["base", "setup", "setup", "base", "base", "setup"]
+    assert found["base"]["aten::add"][0] == 1
+    assert found["setup"]["between operators"][1] > 0
+
+
 def test_the_page_says_what_was_promised_and_what_was_not_kept() -> None:
     rows = [
-        made("seq_bn", ratio=1.015),
+        made("seq_bn", ratio=1.01),
         made("seq_bn", "adapters", ratio=1.05),
         made("double_seq_bn", ratio=1.05),
         made("average3", "adapters", ratio=1.2, remark="another function: half of it"),
@@ -83,7 +141,7 @@ def test_the_page_says_what_was_promised_and_what_was_not_kept() -> None:
         "conditions": "M.",
     }
     text = pages.page_of(found)
-    assert "| 1.015 (1.010–1.020) | 1.050 (1.045–1.055) | – | 1.010 / 1.010 | <= 1.02, met |" in text
+    assert "| 1.010 (1.005–1.015) | 1.050 (1.045–1.055) | – | 1.010 / 1.010 | <= 1.02, met |" in text
     assert "<= 1.035, **not met** |" in text
     assert "average3 of adapters: another function: half of it." in text
     assert "without adapters in the first 5 layers 40% faster" in text
