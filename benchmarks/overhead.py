@@ -1,8 +1,8 @@
 """How much slower is inference with adapters, by rows and tokens of a batch? There is no one figure.
 
     python benchmarks/overhead.py [--setups seq_bn,stack2] [--rows 1,8,32] [--tokens 32,128] [--layers 6 --width 384]
-                                  [--seconds 4 | --rounds 5 | --quick] [--clock cpu] [--threads 1] [--peers]
-                                  [--out FILE]
+                                  [--seconds 4 | --rounds 5 | --quick] [--clock cpu] [--threads 1] [--dtype float32]
+                                  [--peers] [--out FILE]
 
 Each cell is the time of a call beside the bare base's, in turns in one process (`execution.py` measures it); MiniLM's
 shape unless told otherwise. `--peers` puts `adapters` and `peft` beside us. `--out` writes the page, and rows as JSON.
@@ -10,7 +10,7 @@ shape unless told otherwise. `--peers` puts `adapters` and `peft` beside us. `--
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from sides import present
 
 from graftwork.timing import CLOCKS
 
-SETUPS = "seq_bn,double_seq_bn,lora,stack2,fuse3"
+SETUPS = "seq_bn,double_seq_bn,lora,stack2,stack3,fuse3"
 Row = dict[str, Any]
 
 
@@ -38,8 +38,8 @@ def cell(row: Row | None) -> str:
     return f"{spread}; {added(row['floor_multiplications'])}"
 
 
-def page_of(rows: Sequence[Row], base: str) -> str:
-    """The page: a table for each side, setups down, shapes across."""
+def page_of(rows: Sequence[Row], base: str, sides: Mapping[str, Any]) -> str:
+    """The page: a table for each side, setups down, shapes across. sides: what `page` asks of them."""
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     found = {(row["side"], row["setup"], row["shape"]): row for row in rows}
     parts = [
@@ -50,7 +50,7 @@ def page_of(rows: Sequence[Row], base: str) -> str:
         setups = dict.fromkeys(row["setup"] for row in rows if row["side"] == side)
         cells = [[setup, *(cell(found.get((side, setup, shape))) for shape in shapes)] for setup in setups]
         parts += [f"## {side}", table(["setup", *shapes], cells)]
-    return page("What adapters add to inference, by rows and tokens", command(), *parts)
+    return page("What adapters add to inference, by rows and tokens", command(), *parts, **sides)
 
 
 def main() -> None:
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one second")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--peers", action="store_true", help="adapters and peft too, where they are installed")
     parser.add_argument("--out", type=Path, help="write the page there, and its rows beside it as .json")
     asked = parser.parse_args()
@@ -76,10 +77,12 @@ def main() -> None:
     shapes = [Shape(rows, tokens, asked.layers, asked.width) for tokens, rows in sizes]
     sides = ["graftwork", *(present(list(PEERS)) if asked.peers else [])]
     room = Room(sides, Effort(1 if asked.quick else asked.seconds, asked.rounds, asked.clock), asked.threads, "auto")
-    with room.open(shapes[0], "float32") as opened:
-        rows = [row for shape in shapes for row in room.rows(opened, setups, shape, "float32")]
+    with room.open(shapes[0], asked.dtype) as opened:
+        peers = opened.versions
+        rows = [row for shape in shapes for row in room.rows(opened, setups, shape, asked.dtype)]
     threads = f"{asked.threads} thread{'s' * (asked.threads > 1)}"
-    written = page_of(rows, f"{asked.layers} layers, {asked.width} wide, float32, {threads}")
+    base = f"{asked.layers} layers, {asked.width} wide, {asked.dtype}, {threads}"
+    written = page_of(rows, base, {"peers": peers, "threads": asked.threads})
     print(written)
     if asked.out is not None:
         write(asked.out.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """Training steps of one library, timed against its own frozen base, as rows of JSON on stdout.
 
     python benchmarks/steps.py graftwork --setups seq_bn,fuse3 [--shape 8x64] [--layers 12] [--width 768]
-                               [--rounds 5] [--clock cpu]
+                               [--dtype float32] [--rounds 5] [--clock cpu]
 
 `training.py` runs this script for every library in that library's environment. A step is forward, a mean square of the
 last hidden states as loss (the head: its own), backward, and AdamW. In turns with it runs the forward of the base
@@ -12,6 +12,7 @@ backward, weights not counted. Knows torch and transformers; the library is impo
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -158,7 +159,24 @@ class Hub:
         return lambda: model(**inputs).last_hidden_state.square().mean()
 
 
-LIBRARIES: dict[str, Callable[[BertModel], Any]] = {"graftwork": Ours, "adapters": Hub}
+class Peft:
+    """PEFT, as its documentation shows: LoRA alone, its weights in the base's dtype as the others'."""
+
+    def __init__(self, base: BertModel) -> None:
+        self.base, self.model = base, base
+
+    def run(self, setup: str, inputs: dict[str, Tensor]) -> Run:
+        """As `Ours.run`. Raises NotImplementedError for a setup that PEFT has not."""
+        import peft
+
+        if setup != "lora":
+            raise NotImplementedError(f"PEFT has no {setup}")
+        config = peft.LoraConfig(r=8, lora_alpha=8, target_modules=["query", "value"])
+        model = self.model = peft.get_peft_model(self.base, config, autocast_adapter_dtype=False).train()
+        return lambda: model(**inputs).last_hidden_state.square().mean()
+
+
+LIBRARIES: dict[str, Callable[[BertModel], Any]] = {"graftwork": Ours, "adapters": Hub, "peft": Peft}
 
 
 def kept(run: Run, model: nn.Module) -> float:
@@ -180,14 +198,20 @@ def kept(run: Run, model: nn.Module) -> float:
 
 
 def measured(
-    library: str, setups: Sequence[str], shape: tuple[int, int, int, int], rounds: int, clock: str
+    library: str,
+    setups: Sequence[str],
+    shape: tuple[int, int, int, int],
+    rounds: int,
+    clock: str,
+    dtype: str = "float32",
 ) -> list[dict[str, Any]]:
     """One row a setup; shape: rows, tokens, layers, width. The base is the same for all setups."""
     rows, tokens, layers, width = shape
     numbers = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 1000, (rows, tokens), generator=numbers)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    bare, under = base_of(layers, width).eval().requires_grad_(False), base_of(layers, width)
+    bare, under = (base_of(layers, width).to(getattr(torch, dtype)) for _ in range(2))
+    bare.eval().requires_grad_(False)
     under.load_state_dict(bare.state_dict(), assign=True)  # one set of weights: neither finds the caches colder
     side, found = LIBRARIES[library](under), []
 
@@ -220,8 +244,9 @@ def measured(
                 "shape": f"{rows}x{tokens}",
                 "layers": layers,
                 "width": width,
-                "dtype": "float32",
+                "dtype": dtype,
                 "threads": torch.get_num_threads(),
+                "versions": f"{library} {version(library)}, transformers {version('transformers')}",
             }
         )
     return found
@@ -235,6 +260,7 @@ def main() -> None:
     parser.add_argument("--shape", default="8x64", help="rows x tokens")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clock", choices=CLOCKS, default="cpu")
     asked = parser.parse_args()
@@ -242,7 +268,8 @@ def main() -> None:
     logging.set_verbosity_error()
     rows, tokens = map(int, asked.shape.split("x"))
     shape = (rows, tokens, asked.layers, asked.width)
-    print(json.dumps(measured(asked.library, asked.setups.split(","), shape, asked.rounds, asked.clock)))
+    setups = asked.setups.split(",")
+    print(json.dumps(measured(asked.library, setups, shape, asked.rounds, asked.clock, asked.dtype)))
 
 
 if __name__ == "__main__":

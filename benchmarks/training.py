@@ -1,7 +1,8 @@
-"""What does a training step cost beside the frozen base, here and in AdapterHub's library, and what does an epoch?
+"""What does a training step cost beside the frozen base, here and in the peers' libraries, and what does an epoch?
 
     python benchmarks/training.py [--quick] [--setups seq_bn,fuse3] [--no-peers] [--shape 8x64] [--layers 12]
-                                  [--width 768] [--rounds 9] [--rows 2000] [--clock wall] [--json FILE] [--out FILE]
+                                  [--width 768] [--dtype float32] [--rounds 9] [--rows 2000] [--clock wall]
+                                  [--json FILE] [--out FILE]
 
 Steps (`steps.py`): every library in an environment and a process of its own, on the shape of BERT-base with random
 weights, in turns with the forward of its own base without a graph; `ratio` is the median quotient of a turn. Epochs:
@@ -36,6 +37,7 @@ from graftwork.train.run import train
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "training.md"
 COMMON = ("seq_bn", "double_seq_bn", "lora", "fuse3", "fuse8")
+PEERS = {"adapters": COMMON, "peft": ("lora",)}  # what each has
 OWN = ("head", "seq_bn_rests", "seq_bn_top", "seq_bn_top_kept", "fuse3_textbook", "fuse8_textbook", "full")
 SLOW = ("fuse8", "fuse8_textbook", "head")  # what --quick leaves out
 EPOCHS: dict[str, dict[str, Any]] = {
@@ -52,7 +54,7 @@ def steps(library: str, setups: list[str], asked: argparse.Namespace, rounds: in
     quiet |= {"PYTHONPATH": str(ROOT / "src")}  # its clock, in environments that lack graftwork
     ended = subprocess.run(
         [PYTHONS[library], Path(__file__).with_name("steps.py"), library, "--setups", ",".join(setups),
-         *shape, "--rounds", str(rounds), "--clock", asked.clock],
+         *shape, "--dtype", asked.dtype, "--rounds", str(rounds), "--clock", asked.clock],
         env={**os.environ, **quiet}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if ended.returncode:
@@ -66,8 +68,8 @@ def all_steps(asked: argparse.Namespace, rounds: int) -> list[Row]:
     usual = [name for name in (*COMMON, *OWN) if not (asked.quick and name in SLOW)]
     wanted = asked.setups.split(",") if asked.setups else usual
     found = steps("graftwork", wanted, asked, rounds)
-    for peer in [] if asked.no_peers else present(["adapters"]):
-        shared = [setup for setup in wanted if setup in COMMON]
+    for peer in [] if asked.no_peers else present(list(PEERS)):
+        shared = [setup for setup in wanted if setup in PEERS[peer]]
         found += steps(peer, shared, asked, rounds) if shared else []
     return found
 
@@ -149,10 +151,11 @@ def written(found: dict[str, Any]) -> str:
     first = found["steps"][0]
     parts = [
         f"A step is forward, backward and AdamW; its cost is in forwards of the frozen base without a graph, at "
-        f"{first['shape']} tokens, {first['layers']} layers of width {first['width']}, float32, {first['threads']} "
-        f"thread, by the {first['clock']} clock. Kept: what autograd holds between forward and backward. `_textbook`: "
-        "a fusion with a key and a value of every member. `_rests`: `base_dropout: false`. `_top`: adapters in the "
-        "upper half of the layers. `_top_kept`: the same behind the kept states of the lower half.",
+        f"{first['shape']} tokens, {first['layers']} layers of width {first['width']}, {first['dtype']}, "
+        f"{first['threads']} thread, by the {first['clock']} clock. Kept: what autograd holds between forward and "
+        "backward. `_textbook`: a fusion with a key and a value of every member. `_rests`: `base_dropout: false`. `_top`: adapters in the "
+        "upper half of the layers. `_top_kept`: the same behind the kept states of the lower half. Of these setups "
+        "PEFT has LoRA. Epochs are of recipes, in float32.",
         table(["setup", "library", "ms a step", "base forwards a step (quartiles)", "MB kept"], step_rows),
     ]
     if epoch_rows:
@@ -167,7 +170,7 @@ def written(found: dict[str, Any]) -> str:
             "weights differ",
         ]
         parts += ["## Epochs on MiniLM and SST-2, with `training.prefix_cache`", table(head, epoch_rows)]
-    return page("Training", found["command"], *parts)
+    return page("Training", found["command"], *parts, peers={row["side"]: row["versions"] for row in found["steps"]})
 
 
 def main() -> None:
@@ -178,6 +181,7 @@ def main() -> None:
     parser.add_argument("--shape", help="rows x tokens; left out, 8x64, and 8x32 of --quick")
     parser.add_argument("--layers", type=int, help="left out, 12, and 6 of --quick")
     parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of steps; epochs: float32")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows", type=int, default=2000, help="of an epoch; 0 leaves epochs out")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
@@ -190,6 +194,8 @@ def main() -> None:
     asked.layers = asked.layers or (6 if asked.quick else 12)
     rounds, rows = (3, min(100, asked.rows)) if asked.quick else (asked.rounds, asked.rows)
     shared = Path(os.environ.get("GRAFTWORK_SHARED") or ROOT.parent / "shared") / "data"
+    if asked.dtype != "float32":
+        rows = 0
     if rows and not shared.is_dir():
         print(f"SKIPPED: epochs: there is no {shared}; see GRAFTWORK_SHARED", file=sys.stderr)
         rows = 0

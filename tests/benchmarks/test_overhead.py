@@ -32,5 +32,5 @@ def test_a_cell_says_what_is_added_and_what_arithmetic_adds() -> None:
         for side, shape in (("graftwork", "1x8"), ("peft", "8x8"))
     ]
     assert "## peft\n\n| setup | 1x8 | 8x8 |\n| --- | --- | --- |\n| lora | – | +3.4 %" in overhead.page_of(
-        made, "tiny"
+        made, "tiny", {"threads": 3}
     )

@@ -1,5 +1,7 @@
 """The benchmark of training: every setup takes a step, the textbook fusion is ours, the page says what was measured."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 
@@ -22,6 +24,30 @@ def test_every_setup_takes_a_step(rows: dict[str, dict[str, object]]) -> None:
     assert kept["head"] < kept["seq_bn_top_kept"] <= kept["seq_bn_top"] < kept["seq_bn"] < kept["fuse3"] < kept["fuse8"]
     assert kept["fuse3"] < kept["fuse3_textbook"]
     assert kept["fuse8"] < kept["fuse8_textbook"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_has_the_dtype_that_is_asked_for(dtype: str) -> None:
+    (row,) = script("steps").measured("graftwork", ["lora"], SHAPE, 1, "cpu", dtype)
+    assert (row["dtype"], row["side"]) == (dtype, "graftwork")
+
+
+def test_peft_takes_a_step_of_lora() -> None:
+    pytest.importorskip("peft", reason="NOT CHECKED: peft is not installed here")
+    steps = script("steps")
+    (row,) = steps.measured("peft", ["lora"], SHAPE, 1, "cpu")
+    (own,) = steps.measured("graftwork", ["lora"], SHAPE, 1, "cpu")
+    assert row["side"] == "peft"
+    assert row["kept_megabytes"] == pytest.approx(own["kept_megabytes"], rel=0.2)
+
+
+def test_every_peer_is_asked_for_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    training, asked = script("training"), []
+    monkeypatch.setattr(training, "present", lambda names: names)
+    monkeypatch.setattr(training, "steps", lambda library, setups, *_: asked.append((library, setups)) or [])
+    training.all_steps(Namespace(quick=True, setups=None, no_peers=False), 3)
+    assert [library for library, _ in asked] == ["graftwork", *training.PEERS] == ["graftwork", "adapters", "peft"]
+    assert asked[1:] == [("adapters", ["seq_bn", "double_seq_bn", "lora", "fuse3"]), ("peft", ["lora"])]
 
 
 def test_the_textbook_fusion_is_the_same_function() -> None:
