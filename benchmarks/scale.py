@@ -1,13 +1,13 @@
 """What do the first, the 100th and the 1,000th adapter cost, and batches whose rows run different ones?
 
     python benchmarks/scale.py [--quick] [--no-peers] [--sweep] [--compile] [--counts 1,100,1000] [--clock cpu]
-                               [--out FILE]
+                               [--threads 1] [--dtype float32] [--out FILE]
 
 Each side (`side.py`, `crowd.py`) adds adapters until its time is up. When it holds 1, 100, 1,000 it loads one from
 files and runs one that has never run. Then it runs batches whose rows draw from 1, 8, 32, 128, 1,000 of them, in turns
 with its bare base. PEFT has no bottleneck adapters: there it is LoRA of rank 8. `--quick`: a base of 6 layers, 384
-wide; else BERT-base. `--sweep`: one adapter and a Fuse, 1 to 512 tokens in batches of 1 to 64. `--compile`: graftwork
-under torch.compile. Without `--quick` both are measured too.
+wide; else BERT-base. `--sweep`: one adapter and a Fuse of three, 1 to 512 tokens in batches of 1 to 64, as far as rows
+times tokens are at most 4,096. `--compile`: graftwork under torch.compile. Without `--quick` both are measured too.
 """
 
 import argparse
@@ -27,7 +27,9 @@ from graftwork.timing import CLOCKS, milliseconds, quotients
 Found = dict[str, Any]
 RESULTS = ROOT / "benchmarks" / "results" / "scale.md"
 DISTINCT = (1, 8, 32, 128, 1000)
-SWEEP = [Shape(rows, tokens) for rows in (1, 8, 64) for tokens in (1, 8, 64, 512) if rows * tokens <= 4096]
+MOST = 4096  # rows times tokens of a sweep
+SWEEP = [Shape(rows, tokens) for rows in (1, 8, 64) for tokens in (1, 8, 64, 512) if rows * tokens <= MOST]
+SWEPT = ("seq_bn", "fuse3")
 COMPILED = ("seq_bn", "fuse3", "mixed8")
 WINDOW = 10  # adds before a count whose median stands for it
 
@@ -119,21 +121,38 @@ def compilation(remote: Remote, setup: str, shape: Shape, effort: Effort) -> Fou
 def page_of(found: Found, ran: str) -> str:
     """The page of one run."""
     parts = [
-        f"Base: {found['layers']} layers, {found['width']} wide, random weights, one thread. graftwork and adapters:\n"
-        f"`{METHODS['seq_bn']}`; PEFT: LoRA of rank 8 on query and value, for it has no bottleneck adapters.",
+        f"Base: {found['layers']} layers, {found['width']} wide, random weights, {found['dtype']}. graftwork and\n"
+        f"adapters: `{METHODS['seq_bn']}`; PEFT: LoRA of rank 8 on query and value, for it has no bottleneck adapters.",
         "## The next adapter\n\nMilliseconds. `add`: a fresh one, the median of the ten up to there; `load`: one from "
         "files; `first call`: one row of\n16 tokens with an adapter that has never run, and the call after it.",
         growth_table(found["growth"]),
+        *stopped(found),
         "## Batches that mix adapters\n\nEvery row draws an adapter, alike or by Zipf's law (the k-th as often as\n"
         "1/k), and every call draws anew. The base and the batch take turns; median quotient, with its quartiles.",
         mixture_table(found["mixtures"]),
         "![Cost against the crowd that rows draw from](scale_crowd.svg)",
     ]
     if found["sweep"]:
-        parts += ["## Batch and length\n\nRatio to the base.", sweep_table(found["sweep"])]
+        said = f"{' and '.join(SWEPT)}, rows times tokens up to {MOST:,}; ratio to the base, here alone."
+        parts += [f"## Batch and length\n\n{said}", sweep_table(found["sweep"])]
     if found["compile"]:
         parts += ["## torch.compile", compile_table(found["compile"])]
-    return page("Scale: many adapters on one base", ran, *parts, peers=found["versions"])
+    title = "Scale: many adapters on one base"
+    return page(title, ran, *parts, peers=found["versions"], threads=found["threads"])
+
+
+def stopped(found: Found) -> list[str]:
+    """Which sides did not reach the largest crowd in their time, and from how many their batches draw for that."""
+    said = []
+    for side in dict.fromkeys(row["side"] for row in found["growth"]):
+        reached = max(row["count"] for row in found["growth"] if row["side"] == side)
+        if reached < found["asked"]:
+            drawn = max((row["distinct"] for row in found["mixtures"] if row["side"] == side), default=0)
+            said.append(
+                f"{side} stopped at adapter {reached:,}: {found['asked']:,} were not reached within the "
+                f"{found['seconds']:g} s that each count has, and its batches draw from {drawn:,} at most."
+            )
+    return ["\n".join(said)] if said else []
 
 
 def growth_table(rows: Sequence[Found]) -> str:
@@ -209,9 +228,10 @@ def measure(asked: argparse.Namespace, names: list[str]) -> Found:
     effort = Effort(0, asked.rounds or (3 if asked.quick else 11), asked.clock)
     seconds = asked.seconds or (8 if asked.quick else 300)
     counts = [int(one) for one in asked.counts.split(",")]
-    room = Room(names, effort, 1, asked.execution)
+    room, alone = (Room(sides, effort, asked.threads, asked.execution) for sides in (names, ["graftwork"]))
     found: Found = {"layers": layers, "width": width, "growth": [], "mixtures": [], "sweep": [], "compile": []}
-    with room.open(shape, "float32") as sides:
+    found |= {"dtype": asked.dtype, "threads": asked.threads, "seconds": seconds, "asked": max(counts)}
+    with room.open(shape, asked.dtype) as sides:
         found["versions"] = sides.versions
         for setup in ("seq_bn", "lora"):
             sides.remotes["graftwork"].ask("write", setup=setup)
@@ -220,12 +240,11 @@ def measure(asked: argparse.Namespace, names: list[str]) -> Found:
             found["growth"] += grown
             found["mixtures"] += mixtures(remote, max((one["count"] for one in grown), default=0), shape, effort)
     if asked.sweep:
-        with Room(["graftwork"], effort, 1, asked.execution).open(shape, "float32") as sides:
+        with alone.open(shape, asked.dtype) as sides:
             for one in SWEEP:
-                batch = one._replace(layers=layers, width=width)
-                found["sweep"] += room.rows(sides, ("seq_bn", "fuse3"), batch, "float32")
+                found["sweep"] += alone.rows(sides, SWEPT, one._replace(layers=layers, width=width), asked.dtype)
     for setup in COMPILED if asked.compile else ():
-        with Room(["graftwork"], effort, 1, asked.execution).open(shape, "float32") as sides:
+        with alone.open(shape, asked.dtype) as sides:
             batch = shape._replace(rows=8, tokens=8)
             found["compile"].append(compilation(sides.remotes["graftwork"], setup, batch, effort))
     return found
@@ -238,6 +257,8 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true", help="graftwork alone")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--counts", default="1,100,1000")
     parser.add_argument("--seconds", type=float, help="for a side to reach each count")
     parser.add_argument("--rounds", type=int, help="calls of each")

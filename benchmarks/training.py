@@ -153,9 +153,9 @@ def written(found: dict[str, Any]) -> str:
         f"A step is forward, backward and AdamW; its cost is in forwards of the frozen base without a graph, at "
         f"{first['shape']} tokens, {first['layers']} layers of width {first['width']}, {first['dtype']}, "
         f"{first['threads']} thread, by the {first['clock']} clock. Kept: what autograd holds between forward and "
-        "backward. `_textbook`: a fusion with a key and a value of every member. `_rests`: `base_dropout: false`. `_top`: adapters in the "
-        "upper half of the layers. `_top_kept`: the same behind the kept states of the lower half. Of these setups "
-        "PEFT has LoRA. Epochs are of recipes, in float32.",
+        "backward. `_textbook`: a fusion with a key and a value of every member. `_rests`: `base_dropout: false`. "
+        "`_top`: adapters in the upper half of the layers. `_top_kept`: the same behind the kept states of the lower "
+        "half. Of these setups PEFT has LoRA. Epochs are of recipes, in float32.",
         table(["setup", "library", "ms a step", "base forwards a step (quartiles)", "MB kept"], step_rows),
     ]
     if epoch_rows:

@@ -74,7 +74,8 @@ def test_the_page_holds_what_was_found() -> None:
     mixed |= {"side": "graftwork", "batch": "32x16", "distinct": 1000, "law": "zipf"}
     compiled = {"setup": "seq_bn", "batch": "8x8", "seconds": 21.0, "base_seconds": 20.0}
     found = {
-        "layers": 6, "width": 384, "versions": {"peft": "peft 0"}, "growth": [grown], "mixtures": [mixed], "sweep": [],
+        "layers": 6, "width": 384, "dtype": "float32", "threads": 1, "asked": 1000, "seconds": 8,
+        "versions": {"peft": "peft 0"}, "growth": [grown], "mixtures": [mixed], "sweep": [],
         "compile": [compiled | {"eager": 1.1, "compiled": 1.05, "faster": 1.3, "base_faster": 1.2}],
     }  # fmt: skip
     text = scale.page_of(found, "python benchmarks/scale.py")
@@ -82,3 +83,15 @@ def test_the_page_holds_what_was_found() -> None:
     assert "| graftwork | 32x16 | 1,000 | zipf | 2667 | 3200 | 1.200 (1.200–1.200) | 1.091 |" in text
     assert "| seq_bn | 8x8 | 21.0 | 20.0 | 1.100 | 1.050 | 1.30 x | 1.20 x |" in text
     assert "## Batch and length" not in text
+    assert "stopped" not in text
+    peer = {**mixed, "side": "peft", "distinct": 32}
+    found |= {"growth": [grown, {**grown, "side": "peft", "count": 100}], "mixtures": [mixed, peer]}
+    said = (
+        "peft stopped at adapter 100: 1,000 were not reached within the 8 s that each count has, and its batches draw"
+    )
+    assert f"{said} from 32 at most." in scale.page_of(found, "python benchmarks/scale.py")
+
+
+def test_a_sweep_stays_within_its_tokens() -> None:
+    assert max(shape.rows * shape.tokens for shape in scale.SWEEP) == scale.MOST
+    assert (64, 512) not in {(shape.rows, shape.tokens) for shape in scale.SWEEP}
