@@ -24,21 +24,29 @@ def test_what_is_counted_shares_the_layer_in_which_lanes_part() -> None:
     assert shared_trunk.counted(8, 12, 12) == shared_trunk.counted(8, 11, 12) == pytest.approx(89 / 12)
 
 
-def test_the_law_and_the_pruning_are_measured_and_written(tmp_path: Path) -> None:
-    asked = Namespace(rounds=1, clock="cpu", tokens=4, threads=1)
+def test_the_law_and_the_pruning_are_measured_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_trunk, "BERT", (6, 64))
+    asked = Namespace(rounds=1, clock="cpu", tokens=4, threads=1, claim_threads="1,2")
     model, inputs = shared_trunk.made(6, 64, 8), shared_trunk.text(4)
     with torch.no_grad():
         rows = shared_trunk.law(model, inputs, 8, [0, 5, 6], asked)
+        claim = shared_trunk.claimed(asked)
         pruned = shared_trunk.pruning(model, inputs, asked)
-    assert [row["setup"] for row in rows] == [
-        "parallel8_drop0", "parallel8_drop5", "parallel8_drop6", "parallel8_drop5 at the entry",
+    assert [row["setup"] for row in rows] == ["parallel8_drop0", "parallel8_drop5", "parallel8_drop6"]
+    assert [(row["threads"], row["setup"], row["shared"]) for row in claim] == [
+        (threads, setup, shared)
+        for threads in (1, 2)
+        for setup, shared in (
+            ("parallel8_drop0", True), ("parallel8_drop5", True), ("parallel8_drop5 at the entry", False),
+        )
     ]  # fmt: skip
-    assert [row["shared"] for row in rows] == [True, True, True, False]
+    assert torch.get_num_threads() == 1
     assert [row["setup"] for row in pruned] == [
         "base", "fuse8, reference", "fuse8 pruned to 2, reference", "fuse8, folded", "fuse8 pruned to 2, folded",
     ]  # fmt: skip
     assert pruned[1]["faster"] == 1
     assert shared_trunk.picture(rows, tmp_path / "x.svg") == "" or "matplotlib" in shared_trunk.picture(rows, tmp_path)
-    written = shared_trunk.page_of(rows, pruned, "tiny", "x.svg")
+    written = shared_trunk.page_of(rows, claim, pruned, "tiny", "x.svg")
     assert "| 5 | " in written
-    assert "the paper 1.39" in written
+    assert "The paper measured 1.39" in written
+    assert "| 2 | parallel8_drop5 at the entry | " in written
