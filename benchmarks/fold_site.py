@@ -6,7 +6,8 @@ One BERT-base layer (width 768) with random weights, one thread, float32, infere
 layer, the site by the reference, the layer, the site folded: every site meets the caches as a layer leaves them, reads
 the layer's output, and shares with its rival whatever else the machine does. A site's time is that of its node and of
 adding the change to the stream. Medians over the rounds. `--clock cpu` counts the thread's own time, for a machine that
-others use. `share` is the site's time in percent of the layer's, `limit` the same for multiplications alone.
+others use. `share` is the site's time in percent of the layer's, `limit` the same for multiplications alone. `built` is
+what the first call of a composition takes longer: folding the sites of twelve layers, twelve times the median of one.
 """
 
 import argparse
@@ -27,12 +28,13 @@ from transformers.models.bert.modeling_bert import BertConfig, BertLayer
 from graftwork.compose.fold import FoldPlan, fold
 from graftwork.compose.grammar import parse
 from graftwork.compose.reference import Node, bind
+from graftwork.core.adapter import Adapter
 from graftwork.core.bottleneck import Bottleneck
 from graftwork.core.fusion import FUSIONS, Fusion
-from graftwork.core.kinds import Adapter, read_config
+from graftwork.core.kinds import read_config
 from graftwork.core.site import NO_DELTA, Reading, Site
 
-WIDTH = 768
+WIDTH, LAYERS, BUILDS = 768, 12, 5
 SIDES = ("reference", "folded")
 MEMBERS = [f"m{number}" for number in range(8)]
 # setup -> (method of its members, composition, whether a norm follows the site's residual add)
@@ -56,7 +58,7 @@ class Members:
     def __init__(self, method: str) -> None:
         config = read_config(method)
         site = Site(0, "", 0, 0, "ffn", WIDTH)
-        self._adapters = {name: Bottleneck(WIDTH, config.width(site), config) for name in MEMBERS}
+        self._adapters = {name: Bottleneck((WIDTH, config.width(site), 0), config) for name in MEMBERS}
         self._fusion = Fusion(WIDTH, FUSIONS["dynamic"])
         for module in [*self._adapters.values(), self._fusion]:
             module.eval().requires_grad_(False)
@@ -72,11 +74,12 @@ class Members:
 
 @dataclass(frozen=True)
 class Setup:
-    """One composition at one site, by the reference and folded."""
+    """One composition at one site, by the reference and folded; built: milliseconds to fold it at twelve sites."""
 
     sides: dict[str, Node]
     plan: FoldPlan
     norm: nn.Module | None
+    built: float
 
     def run(self, side: str, output: Tensor, residual: Tensor) -> Tensor:
         """What a site's hook does: run the node and add its change, (B, T, D)."""
@@ -85,7 +88,7 @@ class Setup:
         return output + before
 
 
-def prepared(name: str) -> Setup:
+def prepared(name: str, clock: Callable[[], float]) -> Setup:
     """A setup by name, with random weights."""
     method, text, normed = SETUPS[name]
     tree = parse(text)
@@ -94,7 +97,12 @@ def prepared(name: str) -> Setup:
     assert reference is not None
     assert folded is not None
     norm = nn.LayerNorm(WIDTH).requires_grad_(False) if normed else None
-    setup = Setup({"reference": reference, "folded": folded.node}, folded.plan, norm)
+    taken = []
+    for _ in range(BUILDS):
+        start = clock()
+        fold(tree, 0, members, normed=normed)
+        taken.append(1e3 * (clock() - start))
+    setup = Setup({"reference": reference, "folded": folded.node}, folded.plan, norm, LAYERS * median(taken))
     pair = [setup.run(side, *torch.randn(2, 3, 5, WIDTH, generator=torch.Generator().manual_seed(1))) for side in SIDES]
     torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-4)
     return setup
@@ -126,7 +134,7 @@ def rows_of(shape: str, setups: list[str], rounds: int, clock: str) -> list[dict
     torch.manual_seed(0)
     config = BertConfig(attn_implementation="sdpa")
     layer, stream = BertLayer(config).eval().requires_grad_(False), torch.randn(rows, tokens, WIDTH)
-    prepared_setups = {name: prepared(name) for name in setups}
+    prepared_setups = {name: prepared(name, CLOCKS[clock]) for name in setups}
     with torch.inference_mode():
         taken = measure(layer, stream, prepared_setups, rounds, CLOCKS[clock])
     base = median(time for pairs in taken.values() for _, time in pairs)
@@ -152,6 +160,7 @@ def rows_of(shape: str, setups: list[str], rounds: int, clock: str) -> list[dict
                 "multiplications": setup.plan.multiplications,
                 "reference_multiplications": setup.plan.reference_multiplications,
                 "bytes": setup.plan.bytes,
+                "built_ms": setup.built,
             }
         )
     return found
@@ -171,13 +180,13 @@ def main() -> None:
     setups, shapes = given.setups.split(","), given.shapes.split(",")
     rows = [row for shape in shapes for row in rows_of(shape, setups, 5 if given.quick else given.rounds, given.clock)]
     head = f"{'setup':14} {'shape':>6} {'layer':>9} {'reference':>10} {'folded':>9} {'faster':>17} "
-    print(head + f"{'share: reference':>17} {'folded':>7} {'limit':>6}")
+    print(head + f"{'share: reference':>17} {'folded':>7} {'limit':>6} {'built':>9}")
     for row in rows:
         spread = f"{row['faster']:.1f}x ({row['low']:.1f}-{row['high']:.1f})"
         print(
             f"{row['setup']:14} {row['shape']:>6} {row['layer_ms']:6.2f} ms {row['reference_ms']:7.3f} ms "
             f"{row['folded_ms']:6.3f} ms {spread:>17} {row['reference_share']:16.1f}% {row['folded_share']:6.2f}% "
-            f"{row['limit']:5.2f}%"
+            f"{row['limit']:5.2f}% {row['built_ms']:6.0f} ms"
         )
     if given.json:
         machine = {
