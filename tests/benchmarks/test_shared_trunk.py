@@ -21,6 +21,7 @@ def test_the_arithmetic_is_that_of_the_paper() -> None:
 def test_what_is_counted_shares_the_layer_in_which_lanes_part() -> None:
     assert shared_trunk.counted(8, 5, 12) == pytest.approx((1 + 8 * 11) / (6 + 8 * 6))
     assert shared_trunk.counted(8, 0, 12) == shared_trunk.counted(1, 7, 12) == 1
+    assert shared_trunk.entered(8, 12) == pytest.approx(89 / 96)
     assert shared_trunk.counted(8, 12, 12) == shared_trunk.counted(8, 11, 12) == pytest.approx(89 / 12)
 
 
