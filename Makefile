@@ -67,8 +67,10 @@ peers: setup $(HUB)/.installed $(PEFT)/.installed  ## compare with the real adap
 
 # One script a question: those that write a page of results, and those that print theirs.
 RESULTS := benchmarks/results
-WRITTEN := $(patsubst benchmarks/%.py,%,$(wildcard $(patsubst %,benchmarks/%.py,scale shared_trunk training together overhead)))
-PRINTED := $(patsubst benchmarks/%.py,%,$(wildcard $(patsubst %,benchmarks/%.py,fold_site written_out dispatch)))
+WRITTEN := $(patsubst benchmarks/%.py,%,$(wildcard $(patsubst %,benchmarks/%.py,scale shared_trunk training together overhead written_out)))
+PRINTED := $(patsubst benchmarks/%.py,%,$(wildcard $(patsubst %,benchmarks/%.py,fold_site dispatch)))
+# Those of WRITTEN that measure in bfloat16, too, on a page of their own; the others are float32.
+HALVED := $(filter scale training overhead,$(WRITTEN))
 MEASURE := $(OFFLINE) $(PATIENT) $(PY) benchmarks
 
 bench: setup bench-peers  ## every speed figure, beside the peers; about ten minutes on two quiet cores
@@ -79,6 +81,7 @@ bench: setup bench-peers  ## every speed figure, beside the peers; about ten min
 bench-full: setup bench-peers  ## the same with more calls, in float32 and bfloat16, and whole sweeps
 	$(MEASURE)/execution.py --curves --seconds 12 --dtypes float32,bfloat16 --out $(RESULTS)/execution.md
 	@set -ex; for one in $(WRITTEN); do $(MEASURE)/$$one.py --out $(RESULTS)/$$one.md; done
+	@set -ex; for one in $(HALVED); do $(MEASURE)/$$one.py --dtype bfloat16 --out $(RESULTS)/$${one}_bfloat16.md; done
 	@set -ex; for one in $(PRINTED); do $(MEASURE)/$$one.py; done
 
 bench-peers: setup

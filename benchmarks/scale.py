@@ -118,8 +118,8 @@ def compilation(remote: Remote, setup: str, shape: Shape, effort: Effort) -> Fou
     return row
 
 
-def page_of(found: Found, ran: str) -> str:
-    """The page of one run."""
+def page_of(found: Found, ran: str, drawn: str = "scale_crowd.svg") -> str:
+    """The page of one run; drawn: its picture."""
     parts = [
         f"Base: {found['layers']} layers, {found['width']} wide, random weights, {found['dtype']}. graftwork and\n"
         f"adapters: `{METHODS['seq_bn']}`; PEFT: LoRA of rank 8 on query and value, for it has no bottleneck adapters.",
@@ -130,7 +130,7 @@ def page_of(found: Found, ran: str) -> str:
         "## Batches that mix adapters\n\nEvery row draws an adapter, alike or by Zipf's law (the k-th as often as\n"
         "1/k), and every call draws anew. The base and the batch take turns; median quotient, with its quartiles.",
         mixture_table(found["mixtures"]),
-        "![Cost against the crowd that rows draw from](scale_crowd.svg)",
+        f"![Cost against the crowd that rows draw from]({drawn})",
     ]
     if found["sweep"]:
         said = f"{' and '.join(SWEPT)}, rows times tokens up to {MOST:,}; ratio to the base, here alone."
@@ -271,9 +271,10 @@ def main() -> None:
     if not asked.quick:
         asked.sweep = asked.compile = True
     found = measure(asked, ["graftwork", *([] if asked.no_peers else present(list(PEERS)))])
-    picture(found["mixtures"], asked.out.with_name(f"{asked.out.stem}_crowd.svg"))
+    drawn = asked.out.with_name(f"{asked.out.stem}_crowd.svg")
+    picture(found["mixtures"], drawn)
     write(asked.out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
-    write(asked.out, page_of(found, command()))
+    write(asked.out, page_of(found, command(), drawn.name))
 
 
 if __name__ == "__main__":

@@ -196,7 +196,8 @@ def told(rows: Sequence[Found], threads: int) -> str:
     taken = [row for row in rows if row["part"] == "step"]
     runs = [row for row in rows if row["part"] == "run"]
     parts = [
-        f"Base: MiniLM, 6 layers, 384 wide, at rest; seq_bn r16; {threads} thread(s). Above 1, together is faster."
+        f"Base: MiniLM, 6 layers, 384 wide, float32, at rest; seq_bn r16; {threads} thread(s). "
+        "Above 1, together is faster."
     ]
     parts += ["## Steps", table(
         ["adapters", "batch of each", "one after another, ms", "together, ms", "times as fast (quartiles)"],

@@ -1,23 +1,25 @@
 """What would the bare operators cost in the place of our hooks? The floor of a site, in the middle of a real forward.
 
     python benchmarks/written_out.py [--setups seq_bn,stack2] [--shape 8x1] [--layers 12] [--width 768] [--rounds 25]
-                                     [--clock cpu] [--json FILE]
+                                     [--clock cpu] [--out FILE]
 
 For each setup two models on one set of frozen weights: graftwork's, and one with the least Python there can be: a hook
 a site that calls the operators of the folded composition on tensors it holds, and nothing else. What counts is the time
 spent *inside* all hooks of a call, in turns, as a share of the bare base's call. Between two sites tens of megabytes of
 weights pass through the caches, so that code and weights of a site come from memory each time: an operator costs here
-several times what it costs in a loop by itself. That the arithmetic is graftwork's is for the test to say.
+several times what it costs in a loop by itself. That the arithmetic is graftwork's is for the test to say. `--out`
+writes the page, and its rows beside it as JSON. float32, one thread.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from setups import METHODS, parse
+from page import command, page, table, write
+from setups import METHODS, Shape, floors, goal, parse
 from steps import base_of
 from torch import Tensor, nn
 from torch.nn import functional
@@ -163,8 +165,26 @@ def measured(name: str, base: nn.Module, inputs: dict[str, Tensor], rounds: int,
     return {"setup": name, "clock": clock, **{side: vars(spread(shares)) for side, shares in found.items()}}
 
 
+def page_of(rows: Sequence[dict[str, Any]], shape: Shape) -> str:
+    """The page: shares of the base's call, beside what multiplications and weights say, and the goal of the call."""
+    lines = []
+    for row in rows:
+        least, wanted = floors(parse(row["setup"]), shape), goal(row["setup"], shape)
+        counted = f"{least.multiplications - 1:.3f} / {least.weights - 1:.3f}"
+        taken = [str(Spread(**row[side])) for side in ("written", "ours")]
+        lines.append([row["setup"], counted, *taken, f"{wanted:g}" if wanted else "–"])
+    head = ["setup", "multiplications / weights read", "bare operators", "graftwork", "goal of the whole call"]
+    said = (
+        f"Base: {shape.layers} layers, {shape.width} wide, random weights, float32, one thread; {shape} rows x tokens. "
+        "What all hooks of a call take, as a share of the bare base's call: medians of calls in turns, by the "
+        f"{rows[0]['clock']} clock, with their quartiles. Bare operators: a hook a site that calls the operators of "
+        "the folded composition on tensors it holds, and nothing else."
+    )
+    return page("What a site must cost", command(), said, table(head, lines))
+
+
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and write what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setups", default=",".join(SETUPS))
     parser.add_argument("--shape", default="8x1", help="rows x tokens")
@@ -173,19 +193,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--quick", action="store_true", help="8 rounds")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, help="write the page there, and its rows beside it as .json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     base = base_of(asked.layers, asked.width).eval().requires_grad_(False)
-    ids = torch.randint(0, 1000, tuple(map(int, asked.shape.split("x"))))
+    shape = Shape(*map(int, asked.shape.split("x")), asked.layers, asked.width)
+    ids = torch.randint(0, 1000, (shape.rows, shape.tokens))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     print(f"{'in hooks, of the base':22} {'written out':>22} {'graftwork':>22}")
     rows = []
     for name in asked.setups.split(","):
         rows.append(row := measured(name, base, inputs, 8 if asked.quick else asked.rounds, asked.clock))
         print(f"{name:22} {Spread(**row['written'])!s:>22} {Spread(**row['ours'])!s:>22}", flush=True)
-    if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=2) + "\n", "utf8")
+    if asked.out is not None:
+        write(asked.out.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
+        write(asked.out, page_of(rows, shape))
 
 
 if __name__ == "__main__":
