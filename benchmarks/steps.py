@@ -197,6 +197,12 @@ def kept(run: Run, model: nn.Module) -> float:
     return total
 
 
+def inputs_of(rows: int, tokens: int) -> dict[str, Tensor]:
+    """One batch of text, the same for every library, (B, T)."""
+    ids = torch.randint(0, 1000, (rows, tokens), generator=torch.Generator().manual_seed(1))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 def measured(
     library: str,
     setups: Sequence[str],
@@ -207,17 +213,13 @@ def measured(
 ) -> list[dict[str, Any]]:
     """One row a setup; shape: rows, tokens, layers, width. The base is the same for all setups."""
     rows, tokens, layers, width = shape
-    numbers = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, 1000, (rows, tokens), generator=numbers)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = inputs_of(rows, tokens)
     bare, under = (base_of(layers, width).to(getattr(torch, dtype)) for _ in range(2))
     bare.eval().requires_grad_(False)
     under.load_state_dict(bare.state_dict(), assign=True)  # one set of weights: neither finds the caches colder
     side, found = LIBRARIES[library](under), []
 
-    def base() -> None:
-        with torch.no_grad():
-            bare(**inputs)
+    base = torch.no_grad()(lambda: bare(**inputs))
 
     for setup in setups:
         side.model.requires_grad_(False)
