@@ -74,7 +74,7 @@ HALVED := $(filter scale training overhead,$(WRITTEN))
 MEASURE := $(OFFLINE) $(PATIENT) $(PY) benchmarks
 
 bench: setup bench-peers  ## every speed figure, beside the peers; about ten minutes on two quiet cores
-	$(MEASURE)/execution.py --curves --seconds 1 --out $(RESULTS)/execution.md
+	$(MEASURE)/execution.py --curves --seconds 0.8 --out $(RESULTS)/execution.md
 	@set -ex; for one in $(WRITTEN); do $(MEASURE)/$$one.py --quick --out $(RESULTS)/$$one.md; done
 	@set -ex; for one in $(PRINTED); do $(MEASURE)/$$one.py --quick; done
 

@@ -56,7 +56,7 @@ class Effort:
         """
         seconds = self.seconds * fewest / TURNS
         pairs = self.rounds or max(fewest, min(300, round(1e3 * seconds / (2 * call))))
-        return {"rounds": max(1, round(pairs / TURNS)), "clock": self.clock, "warm": 2 if call < 200 else 0}
+        return {"rounds": max(1, round(pairs / TURNS)), "clock": self.clock, "warm": (call < 200) + (call < 20)}
 
 
 def fewest(side: str, name: str, shape: Shape) -> int:
@@ -228,7 +228,7 @@ def above_goal(sides: Sides, rows: Sequence[Row], dtype: str) -> list[dict[str, 
 def profile(sides: Sides, side: str, setup: str, shape: Shape) -> dict[str, Any]:
     """Operators of the base and of a setup, with how often and how long a call runs them."""
     told = _prepare(sides.remotes[side], setup, shaped(parse(setup), shape))
-    return sides.remotes[side].ask("explain", calls=max(7, min(30, round(3000 / told["call"]))))
+    return sides.remotes[side].ask("explain", calls=max(7, min(15, round(3000 / told["call"]))))
 
 
 def explain(room: Room, asked: argparse.Namespace) -> None:

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=384, help="of the base's stream")
     parser.add_argument("--seconds", type=float, default=4, help="for each cell and side")
     parser.add_argument("--rounds", type=int, help="pairs of calls instead of seconds")
-    parser.add_argument("--quick", action="store_true", help="one second")
+    parser.add_argument("--quick", action="store_true", help="half a second")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -76,7 +76,7 @@ def main() -> None:
     sizes = [(int(tokens), int(rows)) for tokens in asked.tokens.split(",") for rows in asked.rows.split(",")]
     shapes = [Shape(rows, tokens, asked.layers, asked.width) for tokens, rows in sizes]
     sides = ["graftwork", *(present(list(PEERS)) if asked.peers else [])]
-    room = Room(sides, Effort(1 if asked.quick else asked.seconds, asked.rounds, asked.clock), asked.threads, "auto")
+    room = Room(sides, Effort(0.5 if asked.quick else asked.seconds, asked.rounds, asked.clock), asked.threads, "auto")
     with room.open(shapes[0], asked.dtype) as opened:
         peers = opened.versions
         rows = [row for shape in shapes for row in room.rows(opened, setups, shape, asked.dtype)]

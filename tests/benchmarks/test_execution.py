@@ -63,7 +63,8 @@ def test_answers_that_differ_end_the_run() -> None:
 
 def test_effort_is_a_time_or_a_number_of_pairs() -> None:
     assert execution.Effort(6).turn(1000.0) == {"rounds": 1, "clock": "wall", "warm": 0}
-    assert execution.Effort(6).turn(50.0) == {"rounds": 20, "clock": "wall", "warm": 2}
+    assert execution.Effort(6).turn(50.0) == {"rounds": 20, "clock": "wall", "warm": 1}
+    assert execution.Effort(6).turn(5.0)["warm"] == 2
     assert execution.Effort(6, rounds=9, clock="cpu").turn(1000.0)["rounds"] == 3
 
 
