@@ -5,7 +5,8 @@ from pathlib import Path
 from transformers import GPTNeoConfig
 
 from graftwork.core.backbone import load_skeleton
-from graftwork.core.kinds import ALIASES, NAMED
+from graftwork.core.kinds import NAMED
+from graftwork.core.spellings import ALIASES
 from graftwork.describe import families, methods
 from tests import zoo
 

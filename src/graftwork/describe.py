@@ -16,8 +16,9 @@ from graftwork.core.backbone import Backbone, load_skeleton
 from graftwork.core.families import FAMILIES, Family, family_of
 from graftwork.core.fusion import FUSIONS
 from graftwork.core.heads import HeadConfig
-from graftwork.core.kinds import ALIASES, NAMED, is_named, read_config, write_config
+from graftwork.core.kinds import NAMED, is_named, read_config, write_config
 from graftwork.core.papers import PAPERS
+from graftwork.core.spellings import ALIASES
 from graftwork.costs import costs, lanes
 from graftwork.errors import AdapterError, BackboneError, NotFound, UserError
 from graftwork.manifest import Manifest

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from graftwork.errors import RecipeError
 from graftwork.schema.changes import put, wrong
 from graftwork.schema.conflicts import SPLITS, conflicts, missing_files
+from graftwork.schema.methods import KEY, expanded, without
 from graftwork.schema.problems import sentences, shown, takes_one
 from graftwork.schema.sections import (
     AdapterSection,
@@ -109,9 +110,12 @@ def dump(recipe: Recipe) -> str:
 def override(recipe: Recipe, changes: Mapping[str, Any], *, source: str = "--set", check_files: bool = True) -> Recipe:
     """The recipe with some values changed: `{"training.epochs": 3}`. Relative paths start at the working folder.
 
-    Defaults that follow from other values (`output` from `name`) follow the change. Raises RecipeError.
+    Defaults that follow from other values (`output` from `name`) follow the change. `method` takes the place of the
+    adapter section and of the keys that it stands for, as in a comparison. Raises RecipeError.
     """
     data = recipe.model_dump(mode="json", exclude_unset=True)
+    if KEY in changes:
+        data = without(data, changes[KEY])
     problems = list(put(data, changes))
     return _checked(Document(data, problems=problems), {}, ".", source, check_files)
 
@@ -137,8 +141,9 @@ def _checked(
 ) -> Recipe:
     problems = list(document.problems)
     if isinstance(document.data, dict):
-        data = _placed({**defaults, **document.data}, folder)
-        found = [*conflicts(data), *_compared(data.get("compare")), *(missing_files(data) if check_files else ())]
+        data, found = expanded({**defaults, **document.data})
+        data = _placed(data, folder)
+        found += [*conflicts(data), *_compared(data.get("compare")), *(missing_files(data) if check_files else ())]
         try:
             recipe = Recipe.model_validate(data)
         except ValidationError as error:

@@ -12,7 +12,6 @@ from graftwork.core.activations import ACTIVATIONS
 from graftwork.core.bottleneck import BottleneckConfig
 from graftwork.core.distributions import INITS
 from graftwork.core.kinds import (
-    ALIASES,
     METHODS,
     NAMED,
     AdapterConfig,
@@ -26,6 +25,7 @@ from graftwork.core.kinds import (
     write_config,
 )
 from graftwork.core.lora import LoRAConfig
+from graftwork.core.spellings import ALIASES
 from graftwork.core.union import UnionConfig
 from graftwork.errors import AdapterError
 

@@ -10,6 +10,8 @@ import ast
 import subprocess
 import sys
 
+import pytest
+
 from tests.house.source import Module, modules, require_none
 
 UNDER_MODEL = {"summary", "packing", "wordfiles", "compose", "core", "registry", "manifest", "errors"}
@@ -20,7 +22,7 @@ BELOW: dict[str, set[str]] = {
     "timing": set(),
     "strict_json": {"errors"},
     "manifest": {"strict_json", "errors"},
-    "schema": {"errors"},
+    "schema": {"core.strings", "core.spellings", "errors"},
     "recipe": {"schema", "compose.tree", "compose.grammar", "errors"},
     "core": {"errors"},
     "registry": {"manifest", "strict_json", "errors"},
@@ -55,6 +57,8 @@ UNKNOWN_TO: dict[str, set[str]] = {
     "schema": {"torch", "transformers", "typer", "fastapi"},
     "core": {"yaml", "typer", "rich", "fastapi", "datasets", "tokenizers"},
     "compose": {"yaml", "typer", "rich", "fastapi", "datasets", "tokenizers"},
+    "core.spellings": {"torch", "transformers"},
+    "core.strings": {"torch", "transformers"},
     "compose.tree": {"torch", "transformers"},
     "compose.grammar": {"torch", "transformers"},
     "registry": {"torch.nn", "transformers", "yaml", "typer", "fastapi"},
@@ -187,8 +191,9 @@ def test_importing_the_package_is_light() -> None:
     )
 
 
-def test_importing_the_commands_is_light() -> None:
-    assert loaded_by("import graftwork.cli.main") == set()
+@pytest.mark.parametrize("entrance", ["graftwork.cli.main", "graftwork.recipe"])
+def test_importing_the_commands_and_recipes_is_light(entrance: str) -> None:
+    assert loaded_by(f"import {entrance}") == set()
 
 
 def test_these_laws_can_fail() -> None:

@@ -10,15 +10,16 @@ from pydantic import BaseModel
 from graftwork.compose.tree import BLOCKS, Average, BatchSplit, Block, Composition, Fuse, Parallel, Split, Stack
 from graftwork.core.bottleneck import BottleneckConfig
 from graftwork.core.heads import KINDS
-from graftwork.core.kinds import ALIASES, NAMED
+from graftwork.core.kinds import NAMED
+from graftwork.core.spellings import ALIASES
 from graftwork.errors import CompositionError
 from graftwork.manifest import IDENTITY, Manifest
 from graftwork.model import AdapterModel
 from graftwork.recipe import Recipe
 from graftwork.schema.conflicts import FIELDS
+from graftwork.schema.methods import KEY, METHODS
 from graftwork.schema.sections import ADAPTER_FLAGS
 from graftwork.tasks.kinds import TASKS
-from graftwork.train.methods import METHODS
 from tests.shared import ROOT
 
 
@@ -70,7 +71,7 @@ def test_recipe_keys_and_defaults(name: str) -> None:
 
 
 def test_the_top_of_a_recipe() -> None:
-    assert {*stated("recipes.md", "## Top"), *SECTIONS} == {*Recipe.model_fields}
+    assert {*stated("recipes.md", "## Top"), *SECTIONS} == {*Recipe.model_fields, KEY}
 
 
 def test_bottleneck_flags_and_defaults() -> None:

@@ -9,7 +9,8 @@ from graftwork.build import adapter_config
 from graftwork.core.kinds import NAMED, read_config
 from graftwork.errors import RecipeError
 from graftwork.recipe import Recipe, override
-from graftwork.train.methods import METHODS, listed, recipes_of
+from graftwork.schema.methods import METHODS
+from graftwork.train.methods import listed, recipes_of
 from tests.train import small
 
 

@@ -21,6 +21,7 @@ from graftwork.core.lora import LoRAConfig
 from graftwork.core.prefix import PrefixTuningConfig
 from graftwork.core.prompt import PromptTuningConfig
 from graftwork.core.reft import ReftConfig
+from graftwork.core.spellings import ALIASES
 from graftwork.core.strings import flags_of, members, name_of
 from graftwork.core.union import UnionConfig
 from graftwork.core.vera import VeraConfig
@@ -167,16 +168,6 @@ def UniPELTConfig(
 def _members(name: str, *given: MethodConfig | None) -> UnionConfig:
     plain = cast(UnionConfig, NAMED[name]).members
     return UnionConfig(members=tuple(own or member for own, member in zip(given, plain, strict=True)))
-
-
-ALIASES = {
-    "pfeiffer": "seq_bn",
-    "houlsby": "double_seq_bn",
-    "parallel": "par_bn",
-    "scaled_parallel": "scaled_par_bn",
-    "pfeiffer+inv": "seq_bn_inv",
-    "houlsby+inv": "double_seq_bn_inv",
-}
 
 
 class AdapterConfig:

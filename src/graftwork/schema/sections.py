@@ -26,6 +26,7 @@ from graftwork.schema.values import (
     Share,
     TaskKind,
     Text,
+    TrainingMethod,
     Whole,
 )
 
@@ -89,7 +90,7 @@ ADAPTER_FLAGS = tuple(key for key in AdapterSection.model_fields if key not in (
 class TrainingSection(Section):
     """Beside an adapter there are baselines: `full` tunes the whole model, `head` the head, `peft` what PEFT has."""
 
-    method: Literal["adapter", "full", "head", "peft"] = "adapter"
+    method: TrainingMethod = "adapter"
     epochs: Count = 5
     batch_size: Count = 32
     learning_rate: Positive = 1e-4

@@ -92,6 +92,15 @@ ReductionFactor = Annotated[
 ]
 Scaling = Annotated[_Whole | _Number | Literal["learned", "channel"], Allowed("a number, learned or channel")]
 
+_SPELLINGS = {"head_only": "head"}  # of training.method: as comparisons call it
+
+
+def spelled(method: object) -> object:
+    """The one spelling of a method that has two."""
+    return _SPELLINGS.get(method, method) if isinstance(method, str) else method
+
+
+TrainingMethod = Annotated[Literal["adapter", "full", "head", "peft"], BeforeValidator(spelled)]
 PrefixCache = Annotated[
     str,
     Field(pattern=r"^(off|auto|[1-9][0-9]{0,5}(MB|GB))$"),

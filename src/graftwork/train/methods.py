@@ -1,69 +1,19 @@
-"""The methods of a comparison: what each is in a recipe, and the learning rate and epochs that suit it.
+"""The methods of a comparison as recipes: each takes the place of a recipe's adapter section, learning rate and epochs.
 
-A method takes the place of a recipe's adapter section and brings its own learning rate and epochs; all else, data,
-task, base, batches and lengths, stays the recipe's. Compared at one learning rate adapters lose by construction: they
-want about ten times fine-tuning's (Houlsby et al. 2019 §3.1), prompts more. The rates are those of the papers or, where
-a paper's base or optimiser is another one, what they come to with AdamW on an encoder.
-
-    to add a method: a row in METHODS. Any config string of docs/adapters.md is a method too, without one.
+All else, data, task, base, batches and lengths, stays the recipe's. What each name says is in `schema/methods.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from graftwork.core.kinds import ALIASES, is_named
-from graftwork.core.strings import cut, name_of
+from graftwork.core.kinds import is_named
+from graftwork.core.strings import cut
 from graftwork.errors import RecipeError
 from graftwork.recipe import Recipe, override
+from graftwork.schema.methods import BESIDE, METHODS, PEFT, like, meant, row
 from graftwork.schema.problems import nearest
-from graftwork.schema.sections import TrainingSection
 
-PEFT = "peft:"  # before a name: that method of PEFT
 AS_IT_IS = "recipe"  # the method that the recipe itself describes
-
-
-@dataclass(frozen=True)
-class Method:
-    """The variant of the adapter section ("" for none) and what else it sets; `source`: where the rate is from."""
-
-    variant: str
-    learning_rate: float
-    epochs: int
-    source: str
-    method: str = "adapter"
-    others: Mapping[str, Any] = field(default_factory=dict)
-
-    def changes(self) -> dict[str, Any]:
-        """What it changes in a recipe, by dotted keys."""
-        adapter = {"variant": self.variant} if self.variant else {}
-        rates = {"training.learning_rate": self.learning_rate, "training.epochs": self.epochs}
-        return {"adapter": adapter, "training.method": self.method, **rates, **self.others}
-
-
-def _usual(*keys: str) -> dict[str, Any]:
-    """Keys of `training` that a method gives no meaning, at their defaults."""
-    fields = TrainingSection.model_fields
-    return {f"training.{key}": fields[key].default for key in keys if key in fields}
-
-
-WITHOUT_FROZEN = ("base_dropout", "prefix_cache")  # say something of a base that stays as it is
-
-METHODS: dict[str, Method] = {
-    "seq_bn": Method("seq_bn", 1e-3, 5, "Houlsby et al. 2019: 3e-5 to 3e-3; AdapterHub: 1e-4 and 30 epochs"),
-    "double_seq_bn": Method("double_seq_bn", 5e-4, 5, "Houlsby et al. 2019: 3e-4 on GLUE"),
-    "par_bn": Method("par_bn", 5e-4, 5, "He et al. 2022: 1e-4 with ten epochs on GLUE"),
-    "full": Method("", 5e-5, 3, "Devlin et al. 2019: 2e-5 to 5e-5", "full", _usual(*WITHOUT_FROZEN, "drop")),
-    "head_only": Method("", 2e-3, 10, "a linear model: no deep gradient to blow up", "head", _usual("drop")),
-    "lora": Method("lora", 5e-4, 5, "Hu et al. 2021: 4e-4 to 5e-4 with RoBERTa-base on GLUE"),
-    "dora": Method("dora", 5e-4, 5, "Liu et al. 2024: as LoRA"),
-    "ia3": Method("ia3", 3e-3, 10, "Liu et al. 2022: 3e-3"),
-    "bitfit": Method("bitfit", 1e-3, 10, "Ben Zaken et al. 2022: 1e-4 to 1e-3"),
-    "prefix": Method("prefix_tuning", 1e-3, 10, "Li & Liang 2021 (5e-5, a decoder); Liu et al. 2022: 5e-3 on encoders"),
-    "prompt": Method("prompt_tuning", 1e-2, 10, "Lester et al. 2021: 0.3 with Adafactor"),
-}  # fmt: skip
-
-OTHER = Method("", 5e-4, 5, "between those of bottlenecks and LoRA")  # of a config string without a row
 
 
 def recipes_of(
@@ -110,29 +60,14 @@ def _base(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """What a method's name says of a recipe. Raises RecipeError for a name that says nothing."""
     if name == AS_IT_IS:
         return {}
-    plain = ALIASES.get(name, name)
-    if plain in METHODS:
-        return METHODS[plain].changes()
-    if name.startswith(PEFT):
-        kind = name.removeprefix(PEFT)
-        like = _like(kind, "adapter")
-        rates = {key: value for key, value in like.changes().items() if key.startswith("training.")}
-        return {**rates, "adapter": {"variant": kind}, "training.method": "peft", **METHODS["full"].others}
+    if row(name) or name.startswith(PEFT):
+        return {"adapter": {}, **meant(name)}
     if method := own.get("training.method", "adapter" if "adapter.variant" in own else ""):
-        return _like(str(own.get("adapter.variant", "")), str(method)).changes() | {"adapter": {}}
+        return {"adapter": {}, **like(str(own.get("adapter.variant", "")), str(method)).training()}
     if is_named(name):
-        return _like(name, "adapter").changes() | {"adapter": {"variant": name}}
+        return {"adapter": {}, **meant(name)}
     close = nearest(name, known())
     raise RecipeError(
         f"method {name!r} is unknown{f'; did you mean {close}?' if close else ''}; there are {', '.join(known())}, "
-        "peft:lora and PEFT's others, any config string of docs/adapters.md, and names that the recipe's compare "
-        "section gives an adapter.variant"
+        f"{BESIDE}, and names that the recipe's compare section gives an adapter.variant"
     )
-
-
-def _like(variant: str, method: str) -> Method:
-    """The method with a row that is nearest: of the same kind and, for an adapter, of the same named configuration."""
-    named = name_of(variant) or variant
-    named = ALIASES.get(named, named)
-    alike = [one for one in METHODS.values() if one.method == ("adapter" if method == "peft" else method)]
-    return next((one for one in alike if one.variant == named), OTHER if method in ("adapter", "peft") else alike[0])
