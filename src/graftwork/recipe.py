@@ -160,17 +160,20 @@ def _checked(
     return recipe
 
 
+_MODELS = ("model.dtype", "model.quantisation")  # what methods may change of the base: how it is held
+
+
 def _compared(given: Any) -> Iterator[Problem]:
     """What is wrong with the keys and values that methods of a comparison change."""
     for method, changes in given.items() if isinstance(given, dict) else ():
         if not isinstance(changes, dict):
             continue
         for key in changes:
-            if not (key.startswith(("adapter.", "training.")) or key in ("model.dtype",)) or key == "training.seed":
+            if not (key.startswith(("adapter.", "training.")) or key in _MODELS) or key == "training.seed":
                 yield Problem(
                     ("compare", method, key),
                     f"compare.{method}: {key} is not a method's to change; those of adapter and training are, "
-                    "training.seed excepted, and model.dtype",
+                    f"training.seed excepted, and {' and '.join(_MODELS)}",
                 )
         for problem in wrong(changes, Recipe):
             yield Problem(("compare", method, dotted(problem.path)), f"compare.{method}: {problem.message}")

@@ -189,6 +189,11 @@ def test_changes_are_checked_when_a_recipe_is_read(tmp_path: Path) -> None:
     for changes, said in (
         ({"training.seed": 1}, "training.seed is not a method's to change"),
         ({"data.train": "x"}, "data.train is not a method's to change"),
+        (
+            {"model.name": "x"},
+            "model.name is not a method's to change; those of adapter and training are, training.seed excepted, "
+            "and model.dtype and model.quantisation",
+        ),
         ({"training.learning_rate": "fast"}, "compare.lora: training.learning_rate: 'fast' is not allowed"),
         ({"training.lerning_rate": 1}, "did you mean learning_rate?"),
         (

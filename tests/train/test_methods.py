@@ -65,9 +65,35 @@ def test_changes_of_the_caller_come_after_those_of_the_recipe(made: Recipe) -> N
     assert (found.training.epochs, found.training.learning_rate, found.adapter.options) == (9, 0.1, {"r": 4})
 
 
+def test_a_method_may_pack_the_base_and_full_may_not(made: Recipe) -> None:
+    own = {"lora": {"model.quantisation": "4bit"}, "full": {"model.dtype": "bfloat16"}}
+    found = recipes_of(override(made, {"compare": own}), ["lora", "full"])
+    assert {name: (one.model.quantisation, one.model.dtype) for name, one in found.items()} == {
+        "lora": ("4bit", "float32"),
+        "full": (None, "bfloat16"),
+    }
+    packed = override(made, {"model.quantisation": "8bit"})
+    with pytest.raises(
+        RecipeError, match=r"compare\.full: model\.quantisation: 8bit: method: full trains what is packed"
+    ):
+        recipes_of(packed, ["lora", "full"])
+    found = recipes_of(packed, ["lora", "full"], {"full": {"model.quantisation": None}})
+    assert [one.model.quantisation for one in found.values()] == ["8bit", None]
+
+
 @pytest.mark.parametrize(
     ("methods", "changes", "said"),
     [
+        (
+            ["lora"],
+            {"lora": {"model.quantisation": "3bit"}},
+            "model.quantisation: '3bit' is not allowed; write 4bit or 8bit",
+        ),
+        (
+            ["full"],
+            {"full": {"model.quantisation": "4bit"}},
+            "4bit: method: full trains what is packed; remove one of them",
+        ),
         (["lroa"], {}, "method 'lroa' is unknown; did you mean lora?; there are seq_bn"),
         (["lora", "full", "lora"], {}, "method 'lora' is given twice"),
         ([], {}, "there is no method to compare; known are seq_bn"),
