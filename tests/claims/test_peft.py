@@ -1,7 +1,4 @@
-"""PEFT beside us: its methods hold no bottleneck adapter, and its LoRA is as large as ours.
-
-Skipped where peft is not installed; the tests' own environment has none: `.venv/bin/pip install peft==0.21.2`.
-"""
+"""PEFT beside us: its methods hold no bottleneck adapter, and its LoRA is as large as ours."""
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
 """Packed bases: what is refused without bitsandbytes, and with it training, fingerprint and answers."""
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from graftwork.schema.sections import ModelSection
 from graftwork.train.run import train
 from tests.train import small
 
-ABSENT = find_spec("bitsandbytes") is None
-needs_it = pytest.mark.skipif(ABSENT, reason="bitsandbytes is not installed: pip install 'graftwork[quantised]'")
+needs_it = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: pip install 'graftwork[quantised]'"
+)
 
 
-@pytest.mark.skipif(not ABSENT, reason="bitsandbytes is installed")
-def test_without_bitsandbytes_it_is_said_how_to_get_it(tmp_path: Path) -> None:
+def test_without_bitsandbytes_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
     made = small.recipe(tmp_path, {"model.quantisation": "4bit"})
     with pytest.raises(BackboneError, match="a 4bit base: bitsandbytes is not installed") as caught:
         train(made)

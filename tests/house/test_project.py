@@ -16,13 +16,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
 LIBRARIES = packages_distributions()
 
 
-NOT_SET_UP = ("quantised", "baselines")  # extras that `make setup` leaves out; tests that need them skip aloud
-
-
-def declared(leaving: tuple[str, ...] = ()) -> list[Requirement]:
-    """What pyproject.toml asks for, extras included, the project itself and the extras `leaving` left out."""
-    optional = PROJECT["optional-dependencies"]
-    extras = [line for extra, lines in optional.items() if extra not in leaving for line in lines]
+def declared() -> list[Requirement]:
+    """What pyproject.toml asks for, extras included, the project itself left out."""
+    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
     every = [Requirement(line) for line in [*PROJECT["dependencies"], *extras]]
     return [requirement for requirement in every if requirement.name != PROJECT["name"]]
 
@@ -58,8 +54,14 @@ def test_the_pinned_environment_satisfies_what_is_declared() -> None:
     assert not any("+" in number for number in pins.values()), "a pin names one build of a version"
 
 
+def test_the_tests_have_every_extra() -> None:
+    extras = PROJECT["optional-dependencies"]
+    asked = next(Requirement(line).extras for line in extras["dev"] if Requirement(line).name == PROJECT["name"])
+    assert asked == {*extras} - {"dev"}, "or the tests of an extra are skipped wherever they run"
+
+
 def test_this_run_uses_the_pinned_versions() -> None:
-    running = {r.name: version(r.name).split("+")[0] for r in declared(NOT_SET_UP)}
+    running = {r.name: version(r.name).split("+")[0] for r in declared()}
     assert {name: pinned()[canonicalize_name(name)] for name in running} == running
 
 

@@ -1,6 +1,7 @@
 """PEFT's methods as baselines: the same trainer, PEFT's own numbers, and what is refused."""
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from graftwork.train.run import train
 from tests import tiny
 from tests.train import small
 
-ABSENT = find_spec("peft") is None
-needs_it = pytest.mark.skipif(ABSENT, reason="peft is not installed: pip install 'graftwork[baselines]'")
+needs_it = pytest.mark.skipif(
+    find_spec("peft") is None, reason="peft is not installed: pip install 'graftwork[baselines]'"
+)
 LORA = {"training.method": "peft", "adapter": {"variant": "lora", "options": {"r": 2}}, "training.epochs": 1}
 
 
-@pytest.mark.skipif(not ABSENT, reason="peft is installed")
-def test_without_peft_it_is_said_how_to_get_it(tmp_path: Path) -> None:
+def test_without_peft_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)  # as where it is not installed
     made = small.recipe(tmp_path, LORA)
     with pytest.raises(RecipeError, match=r"training\.method: peft: peft is not installed") as caught:
         train(made)
