@@ -1,4 +1,4 @@
-"""Several processes on this machine, as torchrun starts them, that run `graftwork` commands one after another."""
+"""Two processes on this machine, as torchrun or accelerate starts them, that run `graftwork` commands one by one."""
 
 import json
 import os
@@ -31,14 +31,21 @@ class Ran:
     said: str
 
 
-def together(commands: Sequence[Sequence[str]], count: int = 2, seconds: float = 300) -> Ran:
-    """Run commands in `count` processes; "{rank}" in a word is the number of the process."""
-    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--rdzv-backend=c10d"]
-    start += ["--rdzv-endpoint=localhost:0", "--no-python", sys.executable, "-c", CHILD, json.dumps(commands)]
+# how to start two processes, each in words that a program follows; ports are free ones
+TORCHRUN = "-m torch.distributed.run --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=localhost:0 --no-python"
+ACCELERATE = (
+    "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    "--dynamo_backend no --main_process_port 0 --no_python"
+)
+
+
+def together(commands: Sequence[Sequence[str]], by: str = TORCHRUN, seconds: float = 300) -> Ran:
+    """Run commands in two processes; "{rank}" in a word is the number of the process."""
+    start = [sys.executable, *by.split(), sys.executable, "-c", CHILD, json.dumps(commands)]
     path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     found = subprocess.run(start, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
     said = found.stdout + found.stderr
     assert found.returncode == 0, said
-    by_rank = [re.findall(rf"<<{rank} ends with (\d+)>>", said) for rank in range(count)]
+    by_rank = [re.findall(rf"<<{rank} ends with (\d+)>>", said) for rank in range(2)]
     return Ran([[int(code) for code in codes] for codes in by_rank], said)

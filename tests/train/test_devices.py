@@ -15,7 +15,7 @@ from graftwork.train.outcome import TrainResult, read_result
 from graftwork.train.run import train
 from tests import tiny
 from tests.train import small, test_kinds
-from tests.train.launch import Ran, together
+from tests.train.launch import ACCELERATE, Ran, together
 from tests.train.test_together import check_alike, folder_without_dropout, weights
 
 COMMON: dict[str, Any] = {"training.batch_size": 6, "training.gradient_accumulation": 2, "training.logging_steps": 1}
@@ -75,8 +75,10 @@ def test_two_processes_train_and_fail_as_one(tmp_path: Path) -> None:
         ["train", file, "--set", other, "--set", "training.batch_size=1"],
         ["train", file, "--set", other, "--set", "training.batch_size=256", "--sweep", "training.seed=0,1"],  # in turn
     ]
+    shared = {name: of(tmp_path, *SHARED[name], name) for name in ALWAYS}
+    commands += [["train", written(one, tmp_path / f"{name}.yaml"), "--json"] for name, one in shared.items()]
     ran = together(commands)
-    assert ran.codes == [[0, 2, 0, 2, 2, 2]] * 2, ran.said
+    assert ran.codes == [[0, 2, 0, 2, 2, 2, *(0 for _ in ALWAYS)]] * 2, ran.said
     assert not (tmp_path / "other").exists()
     first, *others = errors(ran.said)
     assert first.endswith("put the new one in its place (--overwrite), or choose another output")
@@ -86,9 +88,11 @@ def test_two_processes_train_and_fail_as_one(tmp_path: Path) -> None:
         "several runs share one process, and there are 2 processes here; start it without torchrun, or train one "
         "recipe after another",
     ]
-    assert ran.said.count('"name": "mood"') == 2  # trained, and read back
+    assert ran.said.count('"name": "mood"') == 2 + len(ALWAYS)  # trained, and read back
     found = check(made)
     assert found.parallel == {"kind": "ddp", "processes": 2}
+    for name, one in shared.items():
+        assert check(one).parallel == {"kind": name, "processes": 2}
     registry = Registry(tmp_path / "registry")
     name = workflow.push(found, registry)
     engine = workflow.open_engine(made.model.name, registry)
@@ -134,6 +138,9 @@ SHARED: dict[str, tuple[str, dict[str, Any]]] = {
     "tp, causal": ("llama", {"training.parallel": "tp", **LANGUAGE}),
     "tp, prompt": ("llama", {"training.parallel": "tp", "adapter.variant": "prompt_tuning[prompt_length=3]"}),
 }
+
+ALWAYS = ("fsdp", "tp")  # of these, what is trained in every run of the tests: a recipe more in a launch takes a second
+SELDOM = [name for name in SHARED if name not in ALWAYS]
 
 # name -> base, what the recipe says, why it cannot be
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -196,20 +203,28 @@ def of(folder: Path, family: str, changes: dict[str, Any], name: str) -> Recipe:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Recipe], Ran]:
     """All recipes of both tables, by two processes, one after another."""
     folder = tmp_path_factory.mktemp("runs")
-    made = {name: of(folder, family, changes, name) for name, (family, changes) in SHARED.items()}
+    made = {name: of(folder, *SHARED[name], name) for name in SELDOM}
     made |= {name: of(folder, family, changes, name) for name, (family, changes, _) in REFUSED.items()}
     files = [written(recipe, folder / f"{number}.yaml") for number, recipe in enumerate(made.values())]
     return made, together([["train", file, "--json"] for file in files], seconds=1200)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", SELDOM)
 def test_what_two_processes_learn_is_what_one_learns(runs: tuple[dict[str, Recipe], Ran], name: str) -> None:
     made, ran = runs
     place = list(made).index(name)
     assert [codes[place] for codes in ran.codes] == [0, 0], ran.said
     found = check(made[name])
     assert found.parallel == {"kind": made[name].training.parallel, "processes": 2}
+
+
+@pytest.mark.full
+def test_accelerate_starts_them_as_well(tmp_path: Path) -> None:
+    made = tagging(tmp_path)
+    ran = together([["train", written(made, tmp_path / "made.yaml"), "--json"]], by=ACCELERATE)
+    assert ran.codes == [[0], [0]], ran.said
+    assert check(made).parallel == {"kind": "ddp", "processes": 2}
 
 
 @pytest.mark.full
