@@ -81,16 +81,6 @@ def test_the_examples_are_all_there_and_load() -> None:
         assert loads(dump(recipe), check_files=False) == recipe
 
 
-@pytest.mark.shared
-@pytest.mark.parametrize("example", ["sst2", "trec"])
-def test_examples_find_the_shared_data(example: str, shared: Path) -> None:
-    if shared != ROOT.parent / "shared":
-        pytest.skip("the shared data is not beside the repository, where the example recipes look")
-    assert os.path.samefile(
-        load(ROOT / "examples" / f"{example}.yaml").data.train, shared / "data" / example / "train.jsonl"
-    )
-
-
 def test_numbers_are_read_as_people_write_them() -> None:
     training = reading(
         small(training="{learning_rate: 1e-4, weight_decay: 0, warmup_ratio: .1, max_grad_norm: 1E+2}")

@@ -16,6 +16,7 @@ RECIPES = sorted(path.relative_to(EXAMPLES) for path in EXAMPLES.rglob("*.yaml")
 
 # folder under examples/ -> how many recipes it holds
 COUNTS = {".": 3, "languages": 3, "support_desk": 4}
+OWN_ROWS = ("recipe.yaml",)  # says itself that a reader puts rows of their own beside it
 
 
 def opening(text: str, path: str) -> bool:
@@ -38,6 +39,14 @@ def test_recipes_load(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_recipes_say_how_to_run_them(path: Path) -> None:
     assert opening((EXAMPLES / path).read_text("utf8"), str(path))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("path", [path for path in RECIPES if str(path) not in OWN_ROWS], ids=str)
+def test_recipes_find_their_rows(path: Path, shared: Path) -> None:
+    if shared.resolve() != (ROOT.parent / "shared").resolve():
+        pytest.skip("the shared data is not beside the repository, where the example recipes look")
+    recipe.load(EXAMPLES / path)
 
 
 def test_these_laws_can_fail(tmp_path: Path) -> None:
