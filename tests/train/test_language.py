@@ -10,12 +10,14 @@ import torch
 
 from graftwork import workflow
 from graftwork.compose.tree import Stack
+from graftwork.model import AdapterModel
 from graftwork.recipe import Recipe, override
 from graftwork.registry.store import Registry
 from graftwork.train.language import Cycle
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import train
 from graftwork.train.together import train_together
+from tests import tiny
 from tests.train import small
 from tests.train.test_resume import check_equal
 
@@ -58,6 +60,16 @@ class Languages:
         return self.recipe(name, {"adapter": adapter, **(changes or {})})
 
 
+def check_inverse(model: AdapterModel, name: str) -> None:
+    """What a language adapter does to embeddings is something, and can be undone."""
+    (site,) = [site for site in model.backbone.sites if site.name == "embed"]
+    nice: Any = model.parts.adapter(name, site.index)
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    y = x + nice.moved(x)
+    assert float((y - x).abs().max()) > 1e-3
+    assert float((nice.inverse(y) - x).abs().max()) < 1e-5
+
+
 @pytest.fixture(scope="module")
 def languages(tmp_path_factory: pytest.TempPathFactory) -> Languages:
     return Languages(tmp_path_factory.mktemp("languages"))
@@ -80,13 +92,7 @@ def test_a_language_adapter_trains_under_a_head_that_stays_as_it_is(languages: L
 def test_what_was_trained_inverts_itself(languages: Languages) -> None:
     engine = workflow.open_engine(str(languages.folder / "base"), languages.registry)
     with engine.holding("en@1"):
-        parts = engine.model.parts
-        (site,) = [site for site in engine.model.backbone.sites if site.name == "embed"]
-        nice: Any = parts.adapter("en@1", site.index)
-        x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
-        y = x + nice.moved(x)
-        assert float((y - x).abs().max()) > 1e-3
-        assert float((nice.inverse(y) - x).abs().max()) < 1e-5
+        check_inverse(engine.model, "en@1")
 
 
 def test_a_task_on_its_language_and_carried_to_another(languages: Languages) -> None:
@@ -154,3 +160,44 @@ def test_languages_in_turn_beside_others(languages: Languages) -> None:
         alone = train(override(made, {"output": f"{made.output}-alone"}), registry=languages.registry)
         for name, tensor in alone.package.tensors.items():
             assert torch.allclose(tensor, result.package.tensors[name], atol=2e-4), name
+
+
+def test_a_decoder_learns_a_language_with_an_adapter_that_inverts_itself(tmp_path: Path) -> None:
+    tiny.model("llama").save_pretrained(tmp_path / "base")
+    small.tokenizer().save_pretrained(tmp_path / "base")
+    lines = [row["text"] for row in small.texts(40)]
+    (tmp_path / "en.txt").write_text("\n".join(lines))
+    (tmp_path / "dev.txt").write_text("\n".join(lines[:8]))
+    text = {"task.kind": "causal_lm", "data.train": str(tmp_path / "en.txt"), "data.dev": str(tmp_path / "dev.txt")}
+    made = small.recipe(tmp_path, {**text, "data.test": None, "adapter": INVERTIBLE, "name": "en"})
+    registry = Registry(tmp_path / "registry")
+    done = train(made, registry=registry)
+    workflow.push(done, registry, "en")
+    assert done.package.manifest.role == "language"
+    assert {site.split("/")[-1] for site in done.package.manifest.sites} == {"embed", "ffn"}
+    losses = [point["loss"] for point in done.history if "loss" in point]
+    assert losses[-1] < 0.9 * losses[0]
+    engine = workflow.open_engine(str(tmp_path / "base"), registry)
+    found = workflow.evaluate(engine, "en@1", str(tmp_path / "dev.txt"))
+    assert found.scores == pytest.approx(done.scores["dev"], rel=1e-5)
+    with engine.holding("en@1"):
+        check_inverse(engine.model, "en@1")
+    below = {"composition": "stack", "language_adapter": "en@1"}
+    mood = train(small.recipe(tmp_path, {"adapter": below, "output": str(tmp_path / "mood")}), registry=registry)
+    assert mood.package.manifest.composition == "Stack(en@1, mood)"
+    assert mood.scores["dev"]["accuracy"] > 0.5
+
+
+def test_the_last_layer_is_left_to_the_base(languages: Languages) -> None:
+    """MAD-X 2.0 (Pfeiffer et al. 2021): no adapters in the last layer, neither the language's nor the task's."""
+    left = {"adapter.leave_out": ["last"], "data.test": None}
+    text = {"task.kind": "masked_lm", "data.train": str(languages.folder / "en.txt"), "data.dev": None}
+    made = languages.recipe("short", {"adapter": INVERTIBLE, **left, **text, "task.head": "mlm@1"})
+    done = train(made, registry=languages.registry)
+    assert workflow.push(done, languages.registry, "short") == "short@1"
+    assert sorted(done.package.manifest.sites) == ["embed", "layer.0/ffn", "layer.1/ffn"]
+    task = train(languages.stacked("shorter", "short@1", left), registry=languages.registry)
+    assert sorted(task.package.manifest.sites) == ["layer.0/ffn", "layer.1/ffn"]
+    assert task.package.manifest.composition == "Stack(short@1, shorter)"
+    whole = languages.trained["en"].parameters["adapter"] - done.parameters["adapter"]
+    assert whole == 2 * 32 * 16 + 32 + 16, "one layer's bottleneck less"
