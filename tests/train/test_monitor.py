@@ -57,6 +57,7 @@ def rms(made: AdapterModel, pattern: str, of_gradient: bool = True) -> float:
         ("double_seq_bn[reduction_factor=4]", r"\.down\.", r"\.up\."),
         ("compacter[reduction_factor=8]", r"\.down\.", r"\.up\."),
         ("lora[r=2,init_weights=bert]", r"\.a$", r"\.b$"),
+        ("dora[r=2,init_weights=bert]", r"\.a$", r"\.b$"),
     ],
 )
 def test_numbers_are_those_of_every_entry(config: str, down: str, up: str) -> None:
@@ -96,7 +97,7 @@ def test_only_what_trains_between_two_projections_is_seen() -> None:
     backward(made)
     monitor.see()
     assert monitor.read()["grad_up"] > 0
-    for config in ("ia3", "prompt_tuning[prompt_length=2]", "prefix_tuning"):
+    for config in ("ia3", "vera[r=4]", "loreft", "bitfit", "prompt_tuning[prompt_length=2]", "prefix_tuning"):
         assert Monitor.of(model(config)) is None
     assert Monitor.of(made.base) is None
 
@@ -162,7 +163,17 @@ def test_an_adapter_that_learns(tmp_path: Path) -> None:
     assert json.loads((result.folder / "result.json").read_text())["learning"] == result.learning
     points = [point for point in result.history if "loss" in point]
     assert all(point["grad_down"] > STILL and point["grad_up"] > STILL for point in points)
-    assert not any("learning" in line or "stuck" in line for line in lines(result))
+    (told,) = (line for line in lines(result) if "learning" in line or "stuck" in line)
+    assert told.startswith("monitor: learning (gradients of rms ")
+    assert f"{result.learning['grad_down']:.1e} at down, {result.learning['grad_up']:.1e} at up" in told
+    assert f"loss {result.learning['loss_first']:.4f}, then {result.learning['loss_last']:.4f}" in told
+
+
+def test_a_run_too_short_to_judge_says_so(tmp_path: Path) -> None:
+    result = train(small.recipe(tmp_path, {**CURVE, "training.max_steps": 3}))
+    (told,) = (line for line in lines(result) if line.startswith("monitor:"))
+    assert told.startswith("monitor: no verdict (gradients of rms ")
+    assert told.endswith("; fewer than 6 points, or a loss below 0.001 from the start)")
 
 
 def with_zeroed(recipe: Recipe, *projections: str) -> TrainResult:
@@ -181,6 +192,7 @@ def test_projections_that_both_begin_at_zero_are_stuck_at_identity(tmp_path: Pat
     result = with_zeroed(recipe, "down", "up")
     assert result.learning == {"state": "stuck at identity", "grad_down": 0.0, "grad_up": 0.0, "up": 0.0}
     told = next(line for line in lines(result) if line.startswith("note: the adapter is stuck at identity"))
+    assert "monitor: stuck at identity (gradients of rms 0.0e+00 at down, 0.0e+00 at up)" in lines(result)
     assert "no gradient reaches its matrices (rms 0.0e+00 at down, 0.0e+00 at up; up itself is 0.0e+00)" in told
     assert "choose another init_weights" in told
 
@@ -223,4 +235,5 @@ def test_the_progress_line_says_it() -> None:
 def test_recipes_that_train_no_adapter_have_no_numbers(tmp_path: Path) -> None:
     result = train(small.recipe(tmp_path, {"training.method": "head"}))
     assert result.learning == {}
+    assert "monitor: nothing to see: no bottleneck, LoRA or DoRA trained" in lines(result)
     assert not any("grad_up" in point for point in result.history)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from graftwork.core.bottleneck import Bottleneck
+from graftwork.core.dora import DoRA
 from graftwork.core.lora import LoRA
 from graftwork.model import AdapterModel
 
@@ -81,7 +82,7 @@ def _projections(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramet
     """The matrices of a module of an adapter that read, and those that write; biases learn also where these cannot."""
     if isinstance(module, Bottleneck):
         return _matrices(module.down), _matrices(module.up)
-    return ([module.a], [module.b]) if isinstance(module, LoRA) else ([], [])
+    return ([module.a], [module.b]) if isinstance(module, LoRA | DoRA) else ([], [])
 
 
 def _matrices(layer: nn.Module) -> list[nn.Parameter]:
@@ -127,6 +128,18 @@ def judge(points: Sequence[Mapping[str, Any]]) -> Verdict:
     if fmean(first) - fmean(last) > max(FALL * fmean(first), NOISE * noise):
         return Verdict("learning", numbers)
     return Verdict("not learning", numbers, _flat(numbers))
+
+
+def told(learning: Mapping[str, Any]) -> str:
+    """One line on a run: the state that its curve is in, and the numbers that it follows from."""
+    if not learning:
+        return "monitor: nothing to see: no bottleneck, LoRA or DoRA trained"
+    seen = "gradients of rms {grad_down:.1e} at down, {grad_up:.1e} at up".format(**learning)
+    if "loss_last" in learning:
+        seen += "; loss {loss_first:.4f}, then {loss_last:.4f}".format(**learning)
+    elif not learning["state"]:
+        seen += f"; fewer than {POINTS} points, or a loss below {DONE} from the start"
+    return f"monitor: {learning['state'] or 'no verdict'} ({seen})"
 
 
 def _stuck(numbers: Mapping[str, float]) -> str:

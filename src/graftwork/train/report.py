@@ -8,6 +8,7 @@ from rich.table import Table
 
 from graftwork.train.attention import lines as attended
 from graftwork.train.folder import RunFolder
+from graftwork.train.monitor import told
 from graftwork.train.outcome import TrainResult
 
 
@@ -52,6 +53,7 @@ def lines(result: TrainResult) -> list[str]:
         *scores,
         *([f"dev {main} by layers dropped: {dropped}"] if dropped else []),
         *attended(result.attention),
+        told(result.learning),
         *(f"note: {note}" for note in result.notes),
         f"package: {folder.package}",
         f"all of it: {folder.path}",
