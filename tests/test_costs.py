@@ -68,6 +68,11 @@ def test_what_is_written_out_and_what_does_not_fold_says_why(stored: tuple[Regis
 def test_a_fusion_without_a_package_is_counted_as_a_dynamic_one(stored: tuple[Registry, str]) -> None:
     kept, assumed = (rows(stored, text)[0] for text in ("Fuse(a, b, name=ab)", "Fuse(a, b)"))
     assert assumed | {"composition": "", "folded": []} == kept | {"composition": "", "folded": []}
+    described = describe("Stack(a, Fuse(a, b))", stored[0], model=stored[1])
+    said = "counted as a dynamic one, for without a name it is no package; name=... means a stored one"
+    assert described["fusions"] == [{"name": "a,b", "note": said}]
+    (named,) = describe("Fuse(a, b, name=ab)", stored[0], model=stored[1])["fusions"]
+    assert named["reference"] == "ab@1"
 
 
 def test_routing_has_rows_for_every_branch(stored: tuple[Registry, str]) -> None:

@@ -23,7 +23,7 @@ from graftwork.core.fusion import FUSIONS, FusionConfig
 from graftwork.core.kinds import read_config
 from graftwork.manifest import Manifest
 
-_USUAL = "dynamic"
+USUAL = "dynamic"  # what a fusion is counted as that no package holds
 _AS_ADAPTERS = "it is read as `adapters` reads it, which differs from ours here (semantics: adapters-1)"
 
 
@@ -64,7 +64,7 @@ def _built(tree: Composition, manifests: Mapping[str, Manifest], backbone: Backb
             parts.add_adapter(name, read_config(manifest.method or {}), backbone, manifest.semantics)
         for fuse in {fuse.name: fuse for fuse in fusions(tree)}.values():
             stored = manifests[fuse.name].fusion if fuse.name in manifests else None
-            config: Any = FUSIONS[_USUAL] if stored is None else FusionConfig(**cast(Any, stored.config))
+            config: Any = FUSIONS[USUAL] if stored is None else FusionConfig(**cast(Any, stored.config))
             semantics = OUR_SEMANTICS if stored is None else manifests[fuse.name].semantics
             parts.add_fusion(fuse, config, backbone, semantics)
     return parts

@@ -11,7 +11,7 @@ from typing import Any
 
 from graftwork.compose.grammar import parse
 from graftwork.compose.order import check_order
-from graftwork.compose.tree import Composition, Parallel, fusions, has, leaves, show, top
+from graftwork.compose.tree import Composition, Fuse, Parallel, fusions, has, leaves, show, top
 from graftwork.core.backbone import Backbone, load_skeleton
 from graftwork.core.families import FAMILIES, Family, family_of
 from graftwork.core.fusion import FUSIONS
@@ -19,7 +19,7 @@ from graftwork.core.heads import HeadConfig
 from graftwork.core.kinds import NAMED, is_named, read_config, write_config
 from graftwork.core.papers import PAPERS
 from graftwork.core.spellings import ALIASES
-from graftwork.costs import costs, lanes
+from graftwork.costs import USUAL, costs, lanes
 from graftwork.errors import AdapterError, BackboneError, NotFound, UserError
 from graftwork.manifest import Manifest
 from graftwork.registry.package import MANIFEST, read, read_manifest
@@ -193,7 +193,7 @@ def _composition(tree: Composition, registry: Registry, model: str | None) -> di
         "composition": show(tree),
         "answers": top(tree),
         "adapters": [_member(name, registry, "adapter") for name in dict.fromkeys(leaves(tree))],
-        "fusions": [_member(fuse.name, registry, "fusion") for fuse in fusions(tree)],
+        "fusions": [_fusion(fuse, registry) for fuse in fusions(tree)],
     }
     try:
         manifests, base = _packages(tree, registry, model)
@@ -220,6 +220,13 @@ def _packages(tree: Composition, registry: Registry, model: str | None) -> tuple
     if not (model or bases):
         raise NotFound("its packages name no base; say which with --model")
     return manifests, model or bases[0]
+
+
+def _fusion(fuse: Fuse, registry: Registry) -> dict[str, Any]:
+    if fuse.label:
+        return _member(fuse.name, registry, "fusion")
+    said = f"counted as a {USUAL} one, for without a name it is no package; name=... means a stored one"
+    return {"name": fuse.name, "note": said}
 
 
 def _member(name: str, registry: Registry, part: str) -> dict[str, Any]:
