@@ -160,6 +160,19 @@ def test_the_kinds_of_task() -> None:
         assert TASKS[kind](labels=labels if TASKS[kind].has_labels else ()).main_score == scores.split()[0].strip(",;")
 
 
+def test_the_score_of_every_kind_of_task() -> None:
+    said = {
+        kind: row[1] for row in table("compare.md", "### What `score` is") for kind in re.findall(r"`(\w+)`", row[0])
+    }
+    assert {*said} == {*TASKS}
+    for kind, score in said.items():
+        labels = ("O", "B-x") if kind == "tagging" else ("a", "b")
+        assert (
+            bare(score.split()[0].rstrip(",:"))
+            == TASKS[kind](labels=labels if TASKS[kind].has_labels else ()).main_score
+        )
+
+
 def test_the_kinds_of_head() -> None:
     rows = table("heads.md", "## Kinds")
     assert [bare(row[0]) for row in rows] == list(KINDS)
