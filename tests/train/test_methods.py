@@ -99,6 +99,8 @@ def test_a_method_may_pack_the_base_and_full_may_not(made: Recipe) -> None:
         ([], {}, "there is no method to compare; known are seq_bn"),
         (["lora"], {"full": {}}, "compare.full: is not among the methods that are compared: lora"),
         (["lora"], {"lora": {"training.epochs": 0}}, "compare.lora: training.epochs: 0 is not allowed"),
+        (["mine"], {"mine": {"training.method": "bogus"}}, "compare.mine: training.method: 'bogus' is not allowed"),
+        (["mine"], {"mine": {"training.method": ["peft"]}}, "compare.mine: training.method: ['peft'] is not allowed"),
         (["lora"], {"lora": {"training.epoch": 1}}, "compare.lora: training.epoch: unknown key; did you mean epochs?"),
         (["full"], {"full": {"training.base_dropout": False}}, "method: full leaves no base frozen"),
     ],

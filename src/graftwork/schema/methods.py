@@ -93,7 +93,8 @@ def like(variant: str, method: str) -> Method:
     """The method with a row that is nearest: of the same kind and, for an adapter, of the same named configuration."""
     named = _plain(name_of(variant) or variant)
     alike = [one for one in METHODS.values() if one.method == ("adapter" if method == "peft" else spelled(method))]
-    return next((one for one in alike if one.variant == named), OTHER if method in ("adapter", "peft") else alike[0])
+    plain = OTHER if method in ("adapter", "peft") or not alike else alike[0]  # an unknown one is refused as a value
+    return next((one for one in alike if one.variant == named), plain)
 
 
 def expanded(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
