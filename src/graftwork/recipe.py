@@ -132,6 +132,19 @@ def settings(pairs: Sequence[str], *, source: str = "--set") -> dict[str, Any]:
     return changes
 
 
+def is_methods(key: str) -> bool:
+    """Whether a method of a comparison may change a dotted key; with another of the others it would be no method."""
+    return key == "model.dtype" or (key.startswith(("adapter.", "training.")) and key != "training.seed")
+
+
+def not_methods(method: str, key: str) -> str:
+    """What is said where a method changes a key that is not `is_methods`."""
+    return (
+        f"compare.{method}: {key} is not a method's to change; those of adapter and training are, training.seed "
+        "excepted, and model.dtype"
+    )
+
+
 def _checked(
     document: Document, defaults: Mapping[str, str], folder: str | Path, source: str, check_files: bool
 ) -> Recipe:
@@ -161,12 +174,8 @@ def _compared(given: Any) -> Iterator[Problem]:
         if not isinstance(changes, dict):
             continue
         for key in changes:
-            if not (key.startswith(("adapter.", "training.")) or key in ("model.dtype",)) or key == "training.seed":
-                yield Problem(
-                    ("compare", method, key),
-                    f"compare.{method}: {key} is not a method's to change; those of adapter and training are, "
-                    "training.seed excepted, and model.dtype",
-                )
+            if not is_methods(key):
+                yield Problem(("compare", method, key), not_methods(method, key))
         for problem in wrong(changes, Recipe):
             yield Problem(("compare", method, dotted(problem.path)), f"compare.{method}: {problem.message}")
 

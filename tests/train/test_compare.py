@@ -139,6 +139,18 @@ def test_the_command_refuses_what_it_cannot_read(tmp_path: Path, capsys: pytest.
         [*words, "full", "--set", "full:training.epochs"], capsys
     )
     assert "compare.full: is not among" in refused([*words, "lora", "--set", "full:training.epochs=1"], capsys)
+    for key in ("data.train=other.jsonl", "model.name=gpt2", "training.seed=5", "name=x", "output=x"):
+        said = refused([*words, "lora", "--set", f"lora:{key}"], capsys)
+        assert f"compare.lora: {key.partition('=')[0]} is not a method's to change" in said
+    assert not (tmp_path / "run-compare").exists()
+
+
+def test_what_is_set_for_all_may_be_anything_of_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mood.yaml").write_text(dump(small.recipe(tmp_path)))
+    (tmp_path / "wrong.jsonl").write_text('{"text": "good"}\n')
+    words = ["compare", tmp_path / "mood.yaml", "--methods", "lora", "--set", "training.seed=5"]
+    said = refused([*words, "--set", f"data.train={tmp_path}/wrong.jsonl"], capsys)
+    assert "wrong.jsonl:1: label: missing" in said, said
 
 
 def test_the_interval_is_students() -> None:

@@ -10,7 +10,7 @@ from graftwork.cli.options import Root
 from graftwork.cli.printing import table
 from graftwork.cli.registry import open_registry
 from graftwork.errors import GoalMissed, RecipeError, UserError
-from graftwork.recipe import override, settings
+from graftwork.recipe import is_methods, override, settings
 from graftwork.train.comparison import COLUMNS, as_json, cells, scored
 from graftwork.train.methods import listed
 from graftwork.train.run import How
@@ -48,13 +48,14 @@ def command(
         raise UserError(f"{json_file}: no such folder; make it first, or write the rows elsewhere")
     common, own = _changes(changes or [])
     names = listed(methods)
+    after = {key: value for key, value in common.items() if is_methods(key)}  # also where methods bring their own
     rows = compare(
         override(read, common) if common else read,
         names,
         registry=registry,
         folder=out,
         seeds=_seeds(seeds),
-        changes={name: common for name in names if common} | {name: common | some for name, some in own.items()},
+        changes={name: after for name in names if after} | {name: after | some for name, some in own.items()},
         how=How(resume=not overwrite, overwrite=overwrite, command=" ".join(["graftwork", *sys.argv[1:]])),
         told=lambda line: typer.echo(line, err=True),
     )
