@@ -74,6 +74,8 @@ def test_changes_of_the_caller_come_after_those_of_the_recipe(made: Recipe) -> N
         (["lora"], {"lora": {"training.epochs": 0}}, "compare.lora: training.epochs: 0 is not allowed"),
         (["lora"], {"lora": {"training.epoch": 1}}, "compare.lora: training.epoch: unknown key; did you mean epochs?"),
         (["full"], {"full": {"training.base_dropout": False}}, "method: full leaves no base frozen"),
+        (["mine"], {"mine": {"training.method": "bogus"}}, "compare.mine: training.method: 'bogus' is not allowed"),
+        (["mine"], {"mine": {"training.method": ["peft"]}}, "compare.mine: training.method: ['peft'] is not allowed"),
         (["lora"], {"lora": {"data.train": "other.jsonl"}}, "compare.lora: data.train is not a method's to change"),
         (["lora"], {"lora": {"model.name": "gpt2"}}, "compare.lora: model.name is not a method's to change; those of"),
         (["lora"], {"lora": {"training.seed": 5}}, "compare.lora: training.seed is not a method's to change"),

@@ -137,4 +137,5 @@ def _like(variant: str, method: str) -> Method:
     named = name_of(variant) or variant
     named = ALIASES.get(named, named)
     alike = [one for one in METHODS.values() if one.method == ("adapter" if method == "peft" else method)]
-    return next((one for one in alike if one.variant == named), OTHER if method in ("adapter", "peft") else alike[0])
+    plain = OTHER if method in ("adapter", "peft") or not alike else alike[0]  # an unknown one the schema refuses
+    return next((one for one in alike if one.variant == named), plain)
