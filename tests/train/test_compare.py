@@ -138,11 +138,31 @@ def test_the_command_refuses_what_it_cannot_read(tmp_path: Path, capsys: pytest.
     assert "--set full: training.epochs: not a setting" in refused(
         [*words, "full", "--set", "full:training.epochs"], capsys
     )
+    assert "training.method: 'bogus' is not allowed" in refused(
+        [*words, "mine", "--set", "mine:training.method=bogus"], capsys
+    )
     assert "compare.full: is not among" in refused([*words, "lora", "--set", "full:training.epochs=1"], capsys)
     for key in ("data.train=other.jsonl", "model.name=gpt2", "training.seed=5", "name=x", "output=x"):
         said = refused([*words, "lora", "--set", f"lora:{key}"], capsys)
         assert f"compare.lora: {key.partition('=')[0]} is not a method's to change" in said
     assert not (tmp_path / "run-compare").exists()
+
+
+def test_the_name_of_a_method_may_hold_equals_signs_and_colons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mood.yaml").write_text(dump(small.recipe(tmp_path)))
+    names = ("lora[r=4]", "lora[r=8,alpha=16]", "peft:lora", "peft")
+    words: list[object] = ["compare", tmp_path / "mood.yaml", "--methods", ",".join(names)]
+    words += ["--set", "peft:training.method=head"]  # "peft" is a name of one's own, and peft:lora another
+    said = refused([*words, *(f"--set={name}:training.epochs={-n}" for n, name in enumerate(names))], capsys)
+    assert [line.partition(";")[0].removeprefix("error: ") for line in said.splitlines()] == [
+        f"compare.{name}: training.epochs: {-n} is not allowed" for n, name in enumerate(names)
+    ]
+    said = refused([*words, "--set", "lora[r=2]:training.epochs=3"], capsys)
+    assert "compare.lora[r=2]: is not among the methods that are compared: lora[r=4], lora" in said
+    said = refused([*words, "--set", "training.warmup_steps='a:b'"], capsys)
+    assert "warmup_steps: unknown key" in said, said
 
 
 def test_what_is_set_for_all_may_be_anything_of_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
