@@ -14,9 +14,9 @@ from graftwork.errors import Conflict, DataError, RecipeError
 from graftwork.recipe import Recipe, dump, load, override
 from graftwork.registry.durable import sibling
 from graftwork.train.compare import compare
-from graftwork.train.comparison import MISSING, Row, Run, cells, draw, interval, page, row_of, scored
+from graftwork.train.comparison import MISSING, Row, Run, as_json, cells, draw, interval, page, row_of, scored
 from graftwork.train.memory import peak
-from graftwork.train.run import train
+from graftwork.train.run import How, train
 from tests.train import small
 
 WILD = {"adapter.variant": "seq_bn", "training.learning_rate": 1e30, "training.max_grad_norm": 0.0}
@@ -86,6 +86,75 @@ def test_what_is_finished_is_read_back(folder: Path, rows: dict[str, Row]) -> No
     told = (folder / "out" / "compare.md").read_text()
     assert "score: accuracy of test, 1 seed;" in told
     assert "| recipe |" in told
+
+
+PRICE = {"low": 1.0, "middle": 1.1, "high": 1.2, "rows": 6, "pieces": 9}
+
+
+def earlier(folder: Path, *rows: Row) -> Path:
+    """The folder of a comparison that was stopped with these rows."""
+    folder.mkdir()
+    (folder / "compare.json").write_bytes(as_json(rows))
+    return folder
+
+
+def test_rows_and_prices_of_before_stay_while_a_comparison_goes_on(tmp_path: Path) -> None:
+    made = small.recipe(tmp_path, {"training.epochs": 1}, train=16, dev=6)
+    known = {
+        "split": "test",
+        "metric": "accuracy",
+        "dev": 0.5,
+        "parameters": 9,
+        "share": 0.1,
+        "size": 9,
+        "seconds": 1.0,
+        "folders": [],
+    }
+    old = [Row("recipe", 0.1, seeds={"0": 0.1, "1": 0.1}, price=PRICE, **known), Row("a", 0.3, price=PRICE, **known),
+           Row("head_only", 0.2, seeds={"0": 0.2}, price=PRICE, **known)]  # fmt: skip
+    place = earlier(tmp_path / "out", *old)
+    seen: list[dict[str, Row]] = []
+
+    def told(line: str) -> None:
+        seen.append({row["method"]: Row(**row) for row in json.loads((place / "compare.json").read_text())})
+
+    methods = {"head_only": {"training.epochs": 1}, "recipe": {}, "b": {"training.method": "head"}}
+    rows = compare(made, list(methods), folder=place, seeds=[0, 1], changes=methods, told=told)
+    assert [row.method for row in rows] == list(methods)
+    assert [list(table) for table in seen] == [["recipe", "a", "head_only"]] * 2 + [
+        ["recipe", "a", "head_only", "b"]
+    ] * 4
+    assert all(table["a"] == old[1] for table in seen), "of no method of this call"
+    assert all(table["recipe"] == old[0] for table in seen[:4]), "its second seed is to come"
+    assert [list(table["head_only"].seeds) for table in seen] == [["0"]] * 3 + [["0", "1"]] * 3
+    assert seen[0]["head_only"].folders, "it is the row of this call"
+    assert [table["head_only"].price for table in seen] == [PRICE] * 6
+    assert (seen[-1]["recipe"].seeds, seen[-1]["recipe"].price) == (rows[1].seeds, PRICE)
+    assert list(rows[1].seeds) == ["0", "1"]
+    assert rows[2].price not in (None, PRICE)
+    page = (place / "compare.md").read_text()
+    assert [page.count(f"| {name} | 0.") for name in ("recipe", "a", "head_only", "b")] == [1] * 4
+    again: list[str] = []
+    compare(made, ["a"], folder=place, changes={"a": {"adapter.variant": "ia3", "training.epochs": 1}},
+            how=How(overwrite=True), told=again.append)  # fmt: skip
+    there = json.loads((place / "compare.json").read_text())
+    assert [row["method"] for row in there] == list(seen[-1])
+    assert there[1]["price"] != PRICE, "what is trained again is measured again"
+    assert there[0]["price"] == PRICE
+    small.write(tmp_path / "train.jsonl", small.texts(8))
+    with pytest.raises(
+        Conflict, match=r"out.compare.json: holds rows of other data \(recipe, a, head_only, b\); choose"
+    ):
+        compare(made, ["lora"], folder=place)
+
+
+@pytest.mark.parametrize("held", ['{"a": 1}', "[1]", '[{"score": 1}]', '[{"method": "a", "score": "x"}]', "[", "\xff"])
+def test_a_table_of_another_shape_is_a_conflict(tmp_path: Path, held: str) -> None:
+    place = earlier(tmp_path / "out")
+    (place / "compare.json").write_bytes(held.encode("latin1"))
+    with pytest.raises(Conflict, match=r"out.compare.json: is not the table of a comparison; remove it"):
+        compare(small.recipe(tmp_path), ["lora"], folder=place)
+    assert [path.name for path in place.iterdir()] == ["compare.json"]
 
 
 def ended(recipe: Recipe, seed: int, test: float, **more: Any) -> Run:
