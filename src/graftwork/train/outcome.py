@@ -29,8 +29,8 @@ class TrainResult:
     parallel: how several processes shared it, {"kind", "processes"}; empty for one.
     screening: of a fusion, what each member was worth alone before it (`train/screening.py`). attention: and what it
     then attends to on the dev rows (`train/attention.py`).
-    parameters: of what trained, the adapter, fusion and head in the package, and the base. seconds: of training, in
-    this process alone where a run was resumed (from step `resumed_from`). memory: the most bytes that its process held.
+    parameters: of what trained, the adapter, fusion and head in the package, and the base. seconds: of training; those
+    up to its checkpoint too where a run was resumed (from step `resumed_from`). memory: the most that its process held.
     """
 
     name: str

@@ -112,7 +112,8 @@ def carry_out(job: Job, how: How, shown: Progress, step: Step | None = None) -> 
     screened = before(job)
     begun = time.perf_counter()
     state = fit(job, folder, start, shown=shown, checkpoint_seconds=how.checkpoint_seconds, step=step)
-    call = _Call(trained, round(time.perf_counter() - begun, 3), how.command, start.step if start else 0, screened)
+    seconds = round(time.perf_counter() - begun + (start.seconds if start else 0.0), 3)
+    call = _Call(trained, seconds, how.command, start.step if start else 0, screened)
     return _conclude(job, folder, state, call)
 
 
@@ -132,7 +133,7 @@ class _Call:
     """What only this process knows of the run."""
 
     trained: int  # parameters
-    seconds: float
+    seconds: float  # those of earlier processes too
     command: str
     resumed_from: int
     screened: Screening
