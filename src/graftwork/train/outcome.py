@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from graftwork.errors import PackageError
+from graftwork.model import AdapterModel
 from graftwork.registry.durable import replace_file
 from graftwork.registry.package import Package, read
 from graftwork.strict_json import load_json
@@ -93,6 +94,17 @@ def read_result(folder: RunFolder) -> TrainResult:
 def _plain(result: TrainResult) -> dict[str, Any]:
     shallow = {one.name: getattr(result, one.name) for one in fields(result) if one.name != "package"}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in shallow.items()}
+
+
+def counts(model: AdapterModel, name: str) -> dict[str, int]:
+    """The parameters of what has a name in a model, and of its base."""
+    parts = model.parts
+    return {
+        "adapter": parts.count("adapters", name) if name in parts.adapter_configs else 0,
+        "fusion": parts.count("fusions", name) if name in parts.fusion_records else 0,
+        "head": parts.count("heads", name),
+        "base": sum(parameter.numel() for parameter in model.base.parameters()),
+    }
 
 
 def history(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
