@@ -136,6 +136,22 @@ def settings(pairs: Sequence[str], *, source: str = "--set") -> dict[str, Any]:
     return changes
 
 
+_MODELS = ("model.dtype", "model.quantisation")  # what methods may change of the base: how it is held
+
+
+def is_methods(key: str) -> bool:
+    """Whether a method of a comparison may change a dotted key; with another of the others it would be no method."""
+    return key in _MODELS or (key.startswith(("adapter.", "training.")) and key != "training.seed")
+
+
+def not_methods(method: str, key: str) -> str:
+    """What is said where a method changes a key that is not `is_methods`."""
+    return (
+        f"compare.{method}: {key} is not a method's to change; those of adapter and training are, training.seed "
+        f"excepted, and {' and '.join(_MODELS)}"
+    )
+
+
 def _checked(
     document: Document, defaults: Mapping[str, str], folder: str | Path, source: str, check_files: bool
 ) -> Recipe:
@@ -160,21 +176,14 @@ def _checked(
     return recipe
 
 
-_MODELS = ("model.dtype", "model.quantisation")  # what methods may change of the base: how it is held
-
-
 def _compared(given: Any) -> Iterator[Problem]:
     """What is wrong with the keys and values that methods of a comparison change."""
     for method, changes in given.items() if isinstance(given, dict) else ():
         if not isinstance(changes, dict):
             continue
         for key in changes:
-            if not (key.startswith(("adapter.", "training.")) or key in _MODELS) or key == "training.seed":
-                yield Problem(
-                    ("compare", method, key),
-                    f"compare.{method}: {key} is not a method's to change; those of adapter and training are, "
-                    f"training.seed excepted, and {' and '.join(_MODELS)}",
-                )
+            if not is_methods(key):
+                yield Problem(("compare", method, key), not_methods(method, key))
         for problem in wrong(changes, Recipe):
             yield Problem(("compare", method, dotted(problem.path)), f"compare.{method}: {problem.message}")
 

@@ -14,9 +14,9 @@ from graftwork.errors import Conflict, DataError, RecipeError
 from graftwork.recipe import Recipe, dump, load, override
 from graftwork.registry.durable import sibling
 from graftwork.train.compare import compare
-from graftwork.train.comparison import MISSING, Row, Run, cells, draw, interval, page, row_of, scored
+from graftwork.train.comparison import MISSING, Row, Run, as_json, cells, draw, interval, page, row_of, scored
 from graftwork.train.memory import peak
-from graftwork.train.run import train
+from graftwork.train.run import How, train
 from tests.train import small
 
 WILD = {"adapter.variant": "seq_bn", "training.learning_rate": 1e30, "training.max_grad_norm": 0.0}
@@ -88,6 +88,75 @@ def test_what_is_finished_is_read_back(folder: Path, rows: dict[str, Row]) -> No
     assert "| recipe |" in told
 
 
+PRICE = {"low": 1.0, "middle": 1.1, "high": 1.2, "rows": 6, "pieces": 9}
+
+
+def earlier(folder: Path, *rows: Row) -> Path:
+    """The folder of a comparison that was stopped with these rows."""
+    folder.mkdir()
+    (folder / "compare.json").write_bytes(as_json(rows))
+    return folder
+
+
+def test_rows_and_prices_of_before_stay_while_a_comparison_goes_on(tmp_path: Path) -> None:
+    made = small.recipe(tmp_path, {"training.epochs": 1}, train=16, dev=6)
+    known = {
+        "split": "test",
+        "metric": "accuracy",
+        "dev": 0.5,
+        "parameters": 9,
+        "share": 0.1,
+        "size": 9,
+        "seconds": 1.0,
+        "folders": [],
+    }
+    old = [Row("recipe", 0.1, seeds={"0": 0.1, "1": 0.1}, price=PRICE, **known), Row("a", 0.3, price=PRICE, **known),
+           Row("head_only", 0.2, seeds={"0": 0.2}, price=PRICE, **known)]  # fmt: skip
+    place = earlier(tmp_path / "out", *old)
+    seen: list[dict[str, Row]] = []
+
+    def told(line: str) -> None:
+        seen.append({row["method"]: Row(**row) for row in json.loads((place / "compare.json").read_text())})
+
+    methods = {"head_only": {"training.epochs": 1}, "recipe": {}, "b": {"training.method": "head"}}
+    rows = compare(made, list(methods), folder=place, seeds=[0, 1], changes=methods, told=told)
+    assert [row.method for row in rows] == list(methods)
+    assert [list(table) for table in seen] == [["recipe", "a", "head_only"]] * 2 + [
+        ["recipe", "a", "head_only", "b"]
+    ] * 4
+    assert all(table["a"] == old[1] for table in seen), "of no method of this call"
+    assert all(table["recipe"] == old[0] for table in seen[:4]), "its second seed is to come"
+    assert [list(table["head_only"].seeds) for table in seen] == [["0"]] * 3 + [["0", "1"]] * 3
+    assert seen[0]["head_only"].folders, "it is the row of this call"
+    assert [table["head_only"].price for table in seen] == [PRICE] * 6
+    assert (seen[-1]["recipe"].seeds, seen[-1]["recipe"].price) == (rows[1].seeds, PRICE)
+    assert list(rows[1].seeds) == ["0", "1"]
+    assert rows[2].price not in (None, PRICE)
+    page = (place / "compare.md").read_text()
+    assert [page.count(f"| {name} | 0.") for name in ("recipe", "a", "head_only", "b")] == [1] * 4
+    again: list[str] = []
+    compare(made, ["a"], folder=place, changes={"a": {"adapter.variant": "ia3", "training.epochs": 1}},
+            how=How(overwrite=True), told=again.append)  # fmt: skip
+    there = json.loads((place / "compare.json").read_text())
+    assert [row["method"] for row in there] == list(seen[-1])
+    assert there[1]["price"] != PRICE, "what is trained again is measured again"
+    assert there[0]["price"] == PRICE
+    small.write(tmp_path / "train.jsonl", small.texts(8))
+    with pytest.raises(
+        Conflict, match=r"out.compare.json: holds rows of other data \(recipe, a, head_only, b\); choose"
+    ):
+        compare(made, ["lora"], folder=place)
+
+
+@pytest.mark.parametrize("held", ['{"a": 1}', "[1]", '[{"score": 1}]', '[{"method": "a", "score": "x"}]', "[", "\xff"])
+def test_a_table_of_another_shape_is_a_conflict(tmp_path: Path, held: str) -> None:
+    place = earlier(tmp_path / "out")
+    (place / "compare.json").write_bytes(held.encode("latin1"))
+    with pytest.raises(Conflict, match=r"out.compare.json: is not the table of a comparison; remove it"):
+        compare(small.recipe(tmp_path), ["lora"], folder=place)
+    assert [path.name for path in place.iterdir()] == ["compare.json"]
+
+
 def ended(recipe: Recipe, seed: int, test: float, **more: Any) -> Run:
     result = {
         "main": "f1", "scores": {"dev": {"f1": 0.5}, "test": {"f1": test}}, "seconds": 10.0 * test, "machine": "m",
@@ -138,7 +207,39 @@ def test_the_command_refuses_what_it_cannot_read(tmp_path: Path, capsys: pytest.
     assert "--set full: training.epochs: not a setting" in refused(
         [*words, "full", "--set", "full:training.epochs"], capsys
     )
+    assert "training.method: 'bogus' is not allowed" in refused(
+        [*words, "mine", "--set", "mine:training.method=bogus"], capsys
+    )
     assert "compare.full: is not among" in refused([*words, "lora", "--set", "full:training.epochs=1"], capsys)
+    for key in ("data.train=other.jsonl", "model.name=gpt2", "training.seed=5", "name=x", "output=x"):
+        said = refused([*words, "lora", "--set", f"lora:{key}"], capsys)
+        assert f"compare.lora: {key.partition('=')[0]} is not a method's to change" in said
+    assert not (tmp_path / "run-compare").exists()
+
+
+def test_the_name_of_a_method_may_hold_equals_signs_and_colons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mood.yaml").write_text(dump(small.recipe(tmp_path)))
+    names = ("lora[r=4]", "lora[r=8,alpha=16]", "peft:lora", "peft")
+    words: list[object] = ["compare", tmp_path / "mood.yaml", "--methods", ",".join(names)]
+    words += ["--set", "peft:training.method=head"]  # "peft" is a name of one's own, and peft:lora another
+    said = refused([*words, *(f"--set={name}:training.epochs={-n}" for n, name in enumerate(names))], capsys)
+    assert [line.partition(";")[0].removeprefix("error: ") for line in said.splitlines()] == [
+        f"compare.{name}: training.epochs: {-n} is not allowed" for n, name in enumerate(names)
+    ]
+    said = refused([*words, "--set", "lora[r=2]:training.epochs=3"], capsys)
+    assert "compare.lora[r=2]: is not among the methods that are compared: lora[r=4], lora" in said
+    said = refused([*words, "--set", "training.warmup_steps='a:b'"], capsys)
+    assert "warmup_steps: unknown key" in said, said
+
+
+def test_what_is_set_for_all_may_be_anything_of_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mood.yaml").write_text(dump(small.recipe(tmp_path)))
+    (tmp_path / "wrong.jsonl").write_text('{"text": "good"}\n')
+    words = ["compare", tmp_path / "mood.yaml", "--methods", "lora", "--set", "training.seed=5"]
+    said = refused([*words, "--set", f"data.train={tmp_path}/wrong.jsonl"], capsys)
+    assert "wrong.jsonl:1: label: missing" in said, said
 
 
 def test_the_interval_is_students() -> None:

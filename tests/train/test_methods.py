@@ -103,6 +103,10 @@ def test_a_method_may_pack_the_base_and_full_may_not(made: Recipe) -> None:
         (["mine"], {"mine": {"training.method": ["peft"]}}, "compare.mine: training.method: ['peft'] is not allowed"),
         (["lora"], {"lora": {"training.epoch": 1}}, "compare.lora: training.epoch: unknown key; did you mean epochs?"),
         (["full"], {"full": {"training.base_dropout": False}}, "method: full leaves no base frozen"),
+        (["lora"], {"lora": {"data.train": "other.jsonl"}}, "compare.lora: data.train is not a method's to change"),
+        (["lora"], {"lora": {"model.name": "gpt2"}}, "compare.lora: model.name is not a method's to change; those of"),
+        (["lora"], {"lora": {"training.seed": 5}}, "compare.lora: training.seed is not a method's to change"),
+        (["lora"], {"lora": {"name": "x", "output": "y"}}, "compare.lora: output is not a method's to change"),
     ],
 )
 def test_what_is_wrong_is_said(made: Recipe, methods: list[str], changes: Any, said: str) -> None:

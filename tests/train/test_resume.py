@@ -1,6 +1,7 @@
 """A run killed with SIGKILL in its second epoch ends with the weights of an unbroken one, bit for bit."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import safetensors.torch
 import torch
 
 from graftwork.recipe import Recipe, dump, override
-from graftwork.train.checkpoint import SEAL, newest_whole
+from graftwork.train.checkpoint import CLOCK, SEAL, STATE, newest_whole, seal
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import train
 from tests.shared import ROOT
@@ -167,6 +168,30 @@ def test_a_run_goes_on_from_each_of_its_checkpoints(tmp_path: Path, variant: str
                 safetensors.torch.load_file(run.folder / "model" / "model.safetensors") for run in (resumed, unbroken)
             ]
             assert same(*tuned)
+
+
+def test_seconds_are_those_of_every_process_of_a_run(tmp_path: Path) -> None:
+    made = recipe(tmp_path, {"training.epochs": 2})
+    unbroken = train(elsewhere(made, tmp_path / "run"))
+    folder = tmp_path / "run" / "checkpoints"
+    first, last = (newest_whole(folder), folder / f"checkpoint-{2 * STEPS}")
+    assert first is not None
+    assert 0 < first.seconds <= unbroken.seconds
+    (tmp_path / "run" / "result.json").unlink()  # stopped after its last step
+    assert train(elsewhere(made, tmp_path / "run"), resume=True).seconds >= first.seconds
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(last)
+    at = folder / f"checkpoint-{STEPS}"
+    state = json.loads((at / STATE).read_text())
+    state["stateful_callbacks"][CLOCK]["args"]["before"] += 1000  # as if its first epoch had taken so long
+    (at / STATE).write_text(json.dumps(state))
+    seal(at)
+    resumed = train(elsewhere(made, tmp_path / "run"), resume=True)
+    assert resumed.resumed_from == STEPS
+    assert 1000 < resumed.seconds < 1900, "once"
+    there = newest_whole(folder)
+    assert there is not None
+    assert 1000 < there.seconds <= resumed.seconds
 
 
 def test_a_finished_run_is_read_back(tmp_path: Path) -> None:

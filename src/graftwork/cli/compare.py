@@ -9,8 +9,9 @@ import typer
 from graftwork.cli.options import Root
 from graftwork.cli.printing import table
 from graftwork.cli.registry import open_registry
+from graftwork.core.strings import cut
 from graftwork.errors import GoalMissed, RecipeError, UserError
-from graftwork.recipe import override, settings
+from graftwork.recipe import is_methods, override, settings
 from graftwork.train.comparison import COLUMNS, as_json, cells, scored
 from graftwork.train.methods import listed
 from graftwork.train.run import How
@@ -46,15 +47,16 @@ def command(
     registry, read = open_registry(root), read_recipe(recipe)
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise UserError(f"{json_file}: no such folder; make it first, or write the rows elsewhere")
-    common, own = _changes(changes or [])
     names = listed(methods)
+    common, own = _changes(changes or [], names)
+    after = {key: value for key, value in common.items() if is_methods(key)}  # also where methods bring their own
     rows = compare(
         override(read, common) if common else read,
         names,
         registry=registry,
         folder=out,
         seeds=_seeds(seeds),
-        changes={name: common for name in names if common} | {name: common | some for name, some in own.items()},
+        changes={name: after for name in names if after} | {name: after | some for name, some in own.items()},
         how=How(resume=not overwrite, overwrite=overwrite, command=" ".join(["graftwork", *sys.argv[1:]])),
         told=lambda line: typer.echo(line, err=True),
     )
@@ -67,15 +69,24 @@ def command(
         raise GoalMissed("\n".join(failed))
 
 
-def _changes(given: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _changes(given: list[str], names: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The settings of all methods, and those of each: `lora:training.epochs=3`. Raises RecipeError."""
     common: list[str] = []
     own: dict[str, list[str]] = {}
     for setting in given:
-        key, equals, value = setting.partition("=")
-        method, colon, bare = key.rpartition(":")
-        own.setdefault(method.strip(), []).append(f"{bare}{equals}{value}") if colon else common.append(setting)
+        method = _whose(setting, names)
+        bare = common if method is None else own.setdefault(method, [])
+        bare.append(setting if method is None else setting.removeprefix(f"{method}:"))
     return settings(common), {method: settings(some, source=f"--set {method}:") for method, some in own.items()}
+
+
+def _whose(setting: str, names: list[str]) -> str | None:
+    """The method that a setting is for: one of `names`, or what stands before a colon of its key; None: for all."""
+    for name in sorted(names, key=len, reverse=True):  # peft:lora before peft
+        if setting.startswith(f"{name}:"):
+            return name
+    method, colon, _ = cut(setting, "=")[0].rpartition(":")
+    return method if colon else None
 
 
 def _seeds(given: str | None) -> list[int]:

@@ -8,15 +8,17 @@ takes no time, and every child begins with the same memory. Jobs and answers are
 and output; what a child prints goes to standard error. Runs are those of `run.train`, resumed where they stopped.
 """
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import torch
 
@@ -30,6 +32,7 @@ from graftwork.train.price import price
 from graftwork.train.report import written
 from graftwork.train.run import How, carry_out, ready
 
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 NVML = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # looking for a GPU must not open it: children could not use it then
 
 
@@ -40,7 +43,7 @@ class Apart:
         package = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "graftwork.train.apart"],
+            [sys.executable, "-m", "graftwork.train.apart", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -86,14 +89,24 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is no answer
     for line in sys.stdin:
-        print(json.dumps(_forked(json.loads(line))), file=answers, flush=True)
+        print(json.dumps(_forked(json.loads(line), answers)), file=answers, flush=True)
 
 
-def _forked(job: Mapping[str, Any]) -> dict[str, Any]:
+def die_with(parent: int) -> None:
+    """Let this process be killed when its parent ends, however that does: nobody would hear what it did (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it had ended before
+        os._exit(1)
+
+
+def _forked(job: Mapping[str, Any], answers: IO[str]) -> dict[str, Any]:
     """What a child of this process makes of a job, or how it died."""
     ours, theirs = os.pipe()
-    child = os.fork()
+    server, child = os.getpid(), os.fork()
     if child == 0:
+        die_with(server)
+        answers.close()
         os.close(ours)
         code = 1
         try:
@@ -131,4 +144,5 @@ def _answer(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    die_with(int(sys.argv[1]))
     serve()

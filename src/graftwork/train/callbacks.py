@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from graftwork.train.checkpoint import CLOCK
 from graftwork.train.devices import ALONE, Devices
 from graftwork.train.monitor import ALARMS, judge
 
@@ -40,6 +41,18 @@ class SaveByTheClock(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self._last = time.monotonic()
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Writes into every checkpoint how long its run has trained, `before` included; transformers reads it back."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._begun = time.perf_counter() - before
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        state.stateful_callbacks[CLOCK] = {"args": {"before": time.perf_counter() - self._begun}, "attributes": {}}
+
+    on_evaluate = on_step_end  # scoring comes between an epoch's last step and its checkpoint
 
 
 def bars(shown: bool) -> Progress:

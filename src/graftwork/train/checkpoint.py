@@ -16,17 +16,22 @@ from graftwork.registry.durable import replace_file
 
 SEAL = "sealed.json"
 STATE = "trainer_state.json"
+CLOCK = "Clock"  # the callback whose state are the seconds of training so far
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: where it is, after how many steps, and whether its run had nothing left to train."""
+    """A whole checkpoint: where it is, after how many steps, and whether its run had nothing left to train.
+
+    seconds: of training up to it, in all processes that came one after another.
+    """
 
     folder: Path
     step: int
     finished: bool
     best: Path | None  # the checkpoint with the best score so far; None before the first score
+    seconds: float = 0.0
 
 
 def seal(folder: Path) -> None:
@@ -67,7 +72,8 @@ def _read(path: Path, step: int) -> Checkpoint:
     control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
     finished = state["global_step"] >= state["max_steps"] or bool(control.get("should_training_stop"))
     best = path.parent / f"checkpoint-{state['best_global_step']}" if state.get("best_global_step") else None
-    return Checkpoint(path, step, finished, best)
+    seconds = state.get("stateful_callbacks", {}).get(CLOCK, {}).get("args", {}).get("before", 0.0)
+    return Checkpoint(path, step, finished, best, float(seconds))
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:

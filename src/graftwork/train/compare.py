@@ -4,13 +4,15 @@
     <folder>/compare.json, .md, .png         the rows, as data, as a table and as a picture; written after every run
 
 Every run has a process of its own (apart.py), so that memory is its own and a run that fails, or that the base cannot
-take, is a row with its reason while the others go on. Scores are those of the test rows, of dev where there are none,
-and a mean over seeds. The interval is Student's over seeds, at 95 %: what training again may change, not what other
+take, is a row with its reason while the others go on. Rows of an earlier comparison in the folder stay, each until its
+method has run again with the seeds that it is of. Scores are those of the test rows, of dev where there are none, and a
+mean over seeds. The interval is Student's over seeds, at 95 %: what training again may change, not what other
 test rows would; with two or three seeds it is as wide as it should be.
 """
 
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,11 @@ from graftwork.errors import Conflict
 from graftwork.recipe import Recipe, override
 from graftwork.registry.durable import is_torn, replace_file
 from graftwork.registry.store import Registry
-from graftwork.strict_json import load_json
 from graftwork.train.apart import Apart
-from graftwork.train.comparison import Row, Run, as_json, draw, page, row_of
-from graftwork.train.data import load_data
+from graftwork.train.comparison import Row, Run, as_json, draw, from_json, page, row_of
+from graftwork.train.data import Data, load_data
 from graftwork.train.devices import need_one_process
-from graftwork.train.folder import named
+from graftwork.train.folder import RunFolder, named
 from graftwork.train.methods import recipes_of
 from graftwork.train.run import How
 
@@ -45,7 +46,7 @@ def compare(
 
     folder: of the runs and the rows; left out, `<output>-compare`. seeds: left out, the recipe's own. changes: method
     -> dotted keys, after those of the recipe's `compare`. how: overwrite trains again what is finished. told: gets a
-    line about every run that has ended.
+    line about every run that has ended. The files have the rows of earlier methods, too.
 
     Raises RecipeError, DataError and Conflict before anything is written.
     """
@@ -54,24 +55,26 @@ def compare(
     place = Path(f"{recipe.output}-compare" if folder is None else folder)
     made = _seeded(recipes_of(recipe, methods, changes), seeds or [recipe.training.seed], place)
     _check(place, [one.recipe for one in made])
-    load_data(recipe)  # what is wrong with the rows is wrong with every run
-    prices = {} if how.overwrite else _prices(place)
+    data = load_data(recipe)  # what is wrong with the rows is wrong with every run
+    before = _before(place)
+    _alike(recipe, data, place, [row for row in before.values() if row.method not in methods])
+    prices = {row.method: row.price for row in before.values() if not (how.overwrite and row.method in methods)}
     done: list[Run] = []
-    rows: list[Row] = []
     with Apart() as apart:
         for run in made:
-            answer = apart.run(run.recipe, registry, how, priced=run.method not in prices)
+            answer = apart.run(run.recipe, registry, how, priced=not prices.get(run.method))
             if answer.get("price"):
                 prices[run.method] = answer["price"]
             done.append(Run(run.method, run.recipe, answer))
             rows = [row_of(method, done, prices.get(method)) for method in dict.fromkeys(one.method for one in done)]
+            table = _table(before, rows, {one.method for one in made[len(done) :]})
             with named(place):
                 place.mkdir(parents=True, exist_ok=True)
-                replace_file(Path(place, OWN[0]), as_json(rows))
-                replace_file(Path(place, OWN[1]), page(f"{recipe.name}: methods compared", rows, how.command).encode())
+                replace_file(Path(place, OWN[0]), as_json(table))
+                replace_file(Path(place, OWN[1]), page(f"{recipe.name}: methods compared", table, how.command).encode())
             told(_line(done[-1]))
     with named(place):
-        if why := draw(recipe.name, rows, Path(place, OWN[2])):
+        if why := draw(recipe.name, table, Path(place, OWN[2])):
             told(why)
     return rows
 
@@ -107,13 +110,38 @@ def _check(folder: Path, recipes: Sequence[Recipe]) -> None:
         raise Conflict(f"{folder}: holds files that are no comparison's ({', '.join(strangers[:5])}); choose another")
 
 
-def _prices(folder: Path) -> dict[str, Any]:
-    """What was measured before, by method."""
+def _before(folder: Path) -> dict[str, Row]:
+    """The rows of an earlier comparison, by method. Raises Conflict for a file that holds something else."""
     file = folder / OWN[0]
-    if not file.is_file():
-        return {}
-    rows: Any = load_json(file.read_bytes(), str(file))
-    return {row["method"]: row["price"] for row in rows if row["price"]}
+    try:
+        return {row.method: row for row in from_json(file.read_bytes())} if file.is_file() else {}
+    except ValueError:
+        raise Conflict(f"{file}: is not the table of a comparison; remove it, or choose another folder") from None
+
+
+def _alike(recipe: Recipe, data: Data, folder: Path, rows: Sequence[Row]) -> None:
+    """Raise Conflict where rows to stay beside those of a recipe are of another base, task or other data."""
+    asked = {"recipe.model.name": recipe.model.name, "recipe.task.kind": recipe.task.kind}
+    if recipe.data.dev is not None:  # else every seed has dev rows of its own
+        asked["data"] = data.digest
+    for key, value in asked.items():
+        runs = {row.method: RunFolder(row.folders[0]).run for row in rows if row.folders}
+        there = {method: json.loads(run.read_bytes()) for method, run in runs.items() if run.is_file()}
+        if others := [method for method, run in there.items() if run.get(key) != value]:
+            what = {"data": "other data", "recipe.task.kind": "another task"}.get(key, "another base")
+            raise Conflict(f"{folder / OWN[0]}: holds rows of {what} ({', '.join(others)}); choose another folder")
+
+
+def _table(before: Mapping[str, Row], rows: Sequence[Row], unfinished: Collection[str]) -> list[Row]:
+    """The rows of before, and these in their places or after them; one that lacks seeds is not put there yet."""
+    now = {
+        row.method: row
+        for row in rows
+        if row.method not in unfinished
+        or row.method not in before
+        or before[row.method].seeds.keys() <= row.seeds.keys()
+    }
+    return [*{**before, **now}.values()]
 
 
 def _line(run: Run) -> str:

@@ -1,11 +1,13 @@
 """What a comparison found: a row a method, as a table, as a page and as a picture of scores against parameters."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from pydantic import TypeAdapter
 from scipy.stats import t as student
 
 from graftwork.recipe import Recipe
@@ -125,6 +127,16 @@ def interval(scores: Sequence[float]) -> tuple[float | None, float | None]:
 def as_json(rows: Sequence[Row]) -> bytes:
     """The rows as a JSON list."""
     return encoded([asdict(row) for row in rows])
+
+
+def from_json(data: bytes) -> list[Row]:
+    """The rows of `as_json`. Raises ValueError for anything else."""
+    try:
+        found = json.loads(data)
+        TypeAdapter(list[Row]).validate_python(found)
+        return [Row(**row) for row in found]
+    except TypeError as error:
+        raise ValueError(error) from error
 
 
 COLUMNS = (

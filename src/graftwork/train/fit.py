@@ -7,7 +7,7 @@ from rich.progress import Progress
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 
 from graftwork.train.batches import as_it_is
-from graftwork.train.callbacks import Bar, LogAtEpochEnd, SaveByTheClock
+from graftwork.train.callbacks import Bar, Clock, LogAtEpochEnd, SaveByTheClock
 from graftwork.train.checkpoint import STATE, Checkpoint
 from graftwork.train.folder import RunFolder, named
 from graftwork.train.job import Job
@@ -41,6 +41,7 @@ def fit(
     with named(folder.checkpoints):
         bar = Bar(job.recipe.name, job.metric, shown)
         callbacks: list[TrainerCallback] = [LogAtEpochEnd(), SaveByTheClock(checkpoint_seconds, job.devices), bar]
+        callbacks.append(Clock())
         if training.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
         if job.setup.cycle:

@@ -9,7 +9,7 @@ from typing import Any
 from graftwork.core.kinds import is_named
 from graftwork.core.strings import cut
 from graftwork.errors import RecipeError
-from graftwork.recipe import Recipe, override
+from graftwork.recipe import Recipe, is_methods, not_methods, override
 from graftwork.schema.methods import BESIDE, METHODS, PEFT, like, meant, row
 from graftwork.schema.problems import nearest
 
@@ -24,7 +24,8 @@ def recipes_of(
     A name that is no method is one of its own where its changes say `adapter.variant` or `training.method`.
     Raises RecipeError with every problem of names, keys and values.
     """
-    own = {name: {**recipe.compare.get(name, {}), **(changes or {}).get(name, {})} for name in methods}
+    asked = {name: {**recipe.compare.get(name, {}), **(changes or {}).get(name, {})} for name in methods}
+    own = {name: {key: value for key, value in asked[name].items() if is_methods(key)} for name in asked}
     problems = [
         f"method {name!r} is given twice" for name in sorted({one for one in methods if [*methods].count(one) > 1})
     ]
@@ -33,6 +34,7 @@ def recipes_of(
         for name in changes or {}
         if name not in own
     ]
+    problems += [not_methods(name, key) for name in asked for key in asked[name] if key not in own[name]]
     made = {}
     for name in dict.fromkeys(methods):
         try:

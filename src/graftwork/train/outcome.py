@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from graftwork.errors import PackageError
+from graftwork.model import AdapterModel
 from graftwork.registry.durable import replace_file
 from graftwork.registry.package import Package, read
 from graftwork.strict_json import load_json
@@ -29,8 +30,8 @@ class TrainResult:
     parallel: how several processes shared it, {"kind", "processes"}; empty for one.
     screening: of a fusion, what each member was worth alone before it (`train/screening.py`). attention: and what it
     then attends to on the dev rows (`train/attention.py`).
-    parameters: of what trained, the adapter, fusion and head in the package, and the base. seconds: of training, in
-    this process alone where a run was resumed (from step `resumed_from`). memory: the most bytes that its process held.
+    parameters: of what trained, the adapter, fusion and head in the package, and the base. seconds: of training; those
+    up to its checkpoint too where a run was resumed (from step `resumed_from`). memory: the most that its process held.
     """
 
     name: str
@@ -93,6 +94,17 @@ def read_result(folder: RunFolder) -> TrainResult:
 def _plain(result: TrainResult) -> dict[str, Any]:
     shallow = {one.name: getattr(result, one.name) for one in fields(result) if one.name != "package"}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in shallow.items()}
+
+
+def counts(model: AdapterModel, name: str) -> dict[str, int]:
+    """The parameters of what has a name in a model, and of its base."""
+    parts = model.parts
+    return {
+        "adapter": parts.count("adapters", name) if name in parts.adapter_configs else 0,
+        "fusion": parts.count("fusions", name) if name in parts.fusion_records else 0,
+        "head": parts.count("heads", name),
+        "base": sum(parameter.numel() for parameter in model.base.parameters()),
+    }
 
 
 def history(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -27,6 +27,9 @@ def price(job: Job) -> dict[str, Any]:
     count = len(job.encoded["dev"])
     places = sorted({count * number // min(ROWS, count) for number in range(min(ROWS, count))})
     own = job.learner.model if isinstance(job.learner, FullModel) else job.model
+    device = torch.accelerator.current_accelerator(check_available=True) or own.device
+    if own.device.type != device.type:  # of a run that was read back nothing has moved it there
+        own.to(device)
     device = own.device
     inputs = {key: value.to(device) for key, value in job.sets["dev"].__getitems__(places).items() if key != "entering"}
     bare = open_model(job.recipe.model)

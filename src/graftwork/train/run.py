@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,10 +40,11 @@ from graftwork.train.fit import fit
 from graftwork.train.folder import RunFolder, named
 from graftwork.train.full import FullModel
 from graftwork.train.fusion import Screening, after, before
+from graftwork.train.hold import held
 from graftwork.train.job import Job, prepare
 from graftwork.train.memory import peak
 from graftwork.train.monitor import judge
-from graftwork.train.outcome import TrainResult, history, machine, read_result, versions, write_result
+from graftwork.train.outcome import TrainResult, counts, history, machine, read_result, versions, write_result
 from graftwork.train.peft import save
 from graftwork.train.settings import steps_per_epoch
 from graftwork.train.stages import FirstStage, first_stage
@@ -102,22 +104,34 @@ def ready(recipe: Recipe, registry: Registry | None, how: How, shown: Progress) 
 def carry_out(job: Job, how: How, shown: Progress, step: Step | None = None) -> TrainResult:
     """Claim the folder of a prepared job, train, score and write it all; `step` as in `fit`.
 
-    Raises Conflict where the folder is another run's, GoalMissed when the training diverges.
+    Raises Conflict where the folder is another run's or another process trains in it, GoalMissed when the training
+    diverges.
     """
+    with ExitStack() as hold:
+        return _carried_out(job, how, shown, step, hold)
+
+
+def _carried_out(job: Job, how: How, shown: Progress, step: Step | None, hold: ExitStack) -> TrainResult:
     folder = RunFolder(job.recipe.output)
-    start, finished = job.devices.from_first(lambda: _claimed(job, folder, how))
+    start, finished = job.devices.from_first(lambda: _claimed(job, folder, how, hold))
     if finished:
         return job.devices.agreed(lambda: read_result(folder))
     trained = sum(parameter.numel() for parameter in job.learner.parameters() if parameter.requires_grad)
     screened = before(job)
     begun = time.perf_counter()
     state = fit(job, folder, start, shown=shown, checkpoint_seconds=how.checkpoint_seconds, step=step)
-    call = _Call(trained, round(time.perf_counter() - begun, 3), how.command, start.step if start else 0, screened)
+    seconds = round(time.perf_counter() - begun + (start.seconds if start else 0.0), 3)
+    call = _Call(trained, seconds, how.command, start.step if start else 0, screened)
     return _conclude(job, folder, state, call)
 
 
-def _claimed(job: Job, folder: RunFolder, how: How) -> tuple[Checkpoint | None, bool]:
+def _claimed(job: Job, folder: RunFolder, how: How, hold: ExitStack) -> tuple[Checkpoint | None, bool]:
     """Make the folder this run's: where it goes on from, and whether it was brought to its end before."""
+    folder.check(resume=how.resume, overwrite=how.overwrite, identity=job.identity)
+    if not (how.resume and folder.finished):
+        with named(folder.path):
+            folder.path.mkdir(parents=True, exist_ok=True)
+            hold.enter_context(held(folder.path))
     folder.claim(job.identity, dump(job.recipe), resume=how.resume, overwrite=how.overwrite)
     if folder.finished:
         return None, True
@@ -132,7 +146,7 @@ class _Call:
     """What only this process knows of the run."""
 
     trained: int  # parameters
-    seconds: float
+    seconds: float  # those of earlier processes too
     command: str
     resumed_from: int
     screened: Screening
@@ -166,7 +180,7 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
         steps=state.global_step,
         epochs=state.epoch,
         best_epoch=best,
-        parameters={"trained": call.trained, **_parameters(kept, name)},
+        parameters={"trained": call.trained, **counts(kept, name)},
         data=provenance.data,
         seed=recipe.training.seed,
         seconds=call.seconds,
@@ -283,13 +297,3 @@ def _data(job: Job) -> dict[str, Any]:
     files = {split: name if source.hub else Path(name).name for split, name in named_splits.items()}
     rows = {split: len(getattr(job.data, split)) for split in SPLITS}
     return {"digest": job.data.digest, "rows": rows, "source": files | ({"hub": source.hub.id} if source.hub else {})}
-
-
-def _parameters(model: AdapterModel, name: str) -> dict[str, int]:
-    parts = model.parts
-    return {
-        "adapter": parts.count("adapters", name) if name in parts.adapter_configs else 0,
-        "fusion": parts.count("fusions", name) if name in parts.fusion_records else 0,
-        "head": parts.count("heads", name),
-        "base": sum(parameter.numel() for parameter in model.base.parameters()),
-    }
