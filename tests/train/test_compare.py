@@ -204,6 +204,7 @@ def test_the_command_refuses_what_it_cannot_read(tmp_path: Path, capsys: pytest.
     assert "did you mean lora?" in refused([*words, "lroa"], capsys)
     assert "'a' is no seed" in refused([*words, "lora", "--seeds", "0,a"], capsys)
     assert "no such folder; make it first" in refused([*words, "lora", "--json", tmp_path / "no" / "x"], capsys)
+    assert f"{tmp_path}: is a folder; name a file for the rows" in refused([*words, "lora", "--json", tmp_path], capsys)
     assert "--set full: training.epochs: not a setting" in refused(
         [*words, "full", "--set", "full:training.epochs"], capsys
     )

@@ -65,7 +65,9 @@ def test_a_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:
         assert train(override(made, {"training.epochs": 1}), resume=True).package.digest == short.package.digest
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "stop", [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.full) for one in (signal.SIGINT, signal.SIGKILL))]
+)
 def test_a_comparison_that_is_stopped_trains_no_more(tmp_path: Path, stop: signal.Signals) -> None:
     _, file = long(tmp_path)
     words = ["compare", file, "--methods", "recipe", "--out", str(tmp_path / "out")]

@@ -20,13 +20,14 @@ from graftwork.packing import Provenance
 from graftwork.recipe import Recipe
 from graftwork.registry.store import Registry
 from graftwork.train.batches import as_it_is
+from graftwork.train.devices import Devices
 from graftwork.train.folder import RunFolder
 from graftwork.train.job import prepare
 from graftwork.train.outcome import read_result
 from graftwork.train.report import lines
 from graftwork.train.run import How, carry_out, train
 from graftwork.train.settings import arguments
-from graftwork.train.stages import kept
+from graftwork.train.stages import first_stage, kept
 from graftwork.train.together import train_together
 from graftwork.train.trainer import AdapterTrainer
 from tests import tiny
@@ -321,3 +322,26 @@ def test_a_step_of_unequal_batches_has_the_regulariser_once(tmp_path: Path, regi
             hand = one.grad + (2 * 0.01 * (values[name] - eye) if name in values and wanted else 0.0)
             torch.testing.assert_close(seen.gradients[name].double(), hand, rtol=1e-3, atol=1e-5)
     assert seen.gradients.keys() == {name for name, one in job.model.named_parameters() if one.grad is not None}
+
+
+@pytest.mark.parametrize("which", ["member", "fusion"])
+def test_what_several_processes_cannot_share_is_seen_in_a_member_and_in_the_fusion(
+    tmp_path: Path, registry: Registry, which: str
+) -> None:
+    few, enough = {"training.batch_size": 2}, {"training.batch_size": 6}
+    member = small.recipe(
+        tmp_path, {**(few if which == "member" else enough), "name": "a", "output": str(tmp_path / "a")}
+    )
+    (tmp_path / "a.yaml").write_text(recipes.dump(member))
+    made = fusion(tmp_path, [str(tmp_path / "a.yaml"), "old"], few if which == "fusion" else enough)
+    refused = pytest.raises(RecipeError, match=r"training\.batch_size: 2 rows cannot be shared by 3 processes")
+    if which == "member":
+        with refused:
+            first_stage(made, registry, Devices(0, 3))
+    else:
+        work = first_stage(made, registry, Devices(0, 3))
+        assert work is not None
+        work.references |= dict.fromkeys(work.jobs, registry.push(registry.get("old"), "too"))
+        with refused:
+            work.second()
+    assert not (tmp_path / "a").exists()

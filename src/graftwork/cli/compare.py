@@ -1,5 +1,6 @@
 """`graftwork compare`: one recipe by several methods, in one table."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,11 +10,10 @@ import typer
 from graftwork.cli.options import Root
 from graftwork.cli.printing import table
 from graftwork.cli.registry import open_registry
-from graftwork.core.strings import cut
 from graftwork.errors import GoalMissed, RecipeError, UserError
 from graftwork.recipe import is_methods, override, settings
 from graftwork.train.comparison import COLUMNS, as_json, cells, scored
-from graftwork.train.methods import listed
+from graftwork.train.methods import listed, whose
 from graftwork.train.run import How
 from graftwork.workflow import compare, read_recipe
 
@@ -45,8 +45,8 @@ def command(
       graftwork compare recipe.yaml --methods lora,full --set lora:training.learning_rate=1e-3 --set training.epochs=2
     """
     registry, read = open_registry(root), read_recipe(recipe)
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise UserError(f"{json_file}: no such folder; make it first, or write the rows elsewhere")
+    if json_file is not None:
+        _check_writable(json_file)
     names = listed(methods)
     common, own = _changes(changes or [], names)
     after = {key: value for key, value in common.items() if is_methods(key)}  # also where methods bring their own
@@ -74,19 +74,20 @@ def _changes(given: list[str], names: list[str]) -> tuple[dict[str, Any], dict[s
     common: list[str] = []
     own: dict[str, list[str]] = {}
     for setting in given:
-        method = _whose(setting, names)
+        method = whose(setting, names)
         bare = common if method is None else own.setdefault(method, [])
         bare.append(setting if method is None else setting.removeprefix(f"{method}:"))
     return settings(common), {method: settings(some, source=f"--set {method}:") for method, some in own.items()}
 
 
-def _whose(setting: str, names: list[str]) -> str | None:
-    """The method that a setting is for: one of `names`, or what stands before a colon of its key; None: for all."""
-    for name in sorted(names, key=len, reverse=True):  # peft:lora before peft
-        if setting.startswith(f"{name}:"):
-            return name
-    method, colon, _ = cut(setting, "=")[0].rpartition(":")
-    return method if colon else None
+def _check_writable(file: Path) -> None:
+    """Raise UserError for a file that could not be written in the end, when everything is trained."""
+    folder = file.resolve().parent
+    if not folder.is_dir():
+        raise UserError(f"{file}: no such folder; make it first, or write the rows elsewhere")
+    if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        why = "is a folder" if file.is_dir() else "cannot be written"
+        raise UserError(f"{file}: {why}; name a file for the rows that can be written")
 
 
 def _seeds(given: str | None) -> list[int]:

@@ -113,6 +113,12 @@ class Devices(Processes):
         said, places = f"training.parallel: {self.name}", self.kind.places
         if not self.several:
             return
+        size = recipe.training.batch_size
+        if self.kind.shares_rows and size < self.count:
+            raise RecipeError(
+                f"training.batch_size: {size} rows cannot be shared by {self.count} processes; it is the number of "
+                "rows in all of them together"
+            )
         if self.kind.shares_rows and recipe.task.kind == "similarity" and "label" not in dev[0]:
             raise RecipeError(
                 f"{said}: pairs without labels learn from all others of their batch, which is shared by {self.count} "
@@ -198,11 +204,6 @@ def _check(recipe: Recipe, devices: Devices) -> None:
             raise RecipeError(f"{said} the recipes among adapter.members stand on whole; train them first, or take ddp")
         if training.prefix_cache != "off":
             raise RecipeError(f"{said} training.prefix_cache: {training.prefix_cache} runs in one; set it to off")
-    if devices.kind.shares_rows and training.batch_size < devices.count:
-        raise RecipeError(
-            f"training.batch_size: {training.batch_size} rows cannot be shared by {devices.count} processes; it is the "
-            "number of rows in all of them together"
-        )
 
 
 def _family(base: PreTrainedModel) -> Family:

@@ -53,6 +53,16 @@ def listed(text: str) -> list[str]:
     return [name.strip() for name in cut(text, ",") if name.strip()]
 
 
+def whose(setting: str, names: Sequence[str]) -> str | None:
+    """The method that a setting is for, `lora[r=4]:training.epochs=3`: one of `names`, else what stands before a colon
+    of its key; None: it is for all."""
+    for name in sorted(names, key=len, reverse=True):  # peft:lora before peft
+        if setting.startswith(f"{name}:"):
+            return name
+    method, colon, _ = cut(setting, "=")[0].rpartition(":")
+    return method if colon else None
+
+
 def known() -> list[str]:
     """The methods with a row, and the recipe's own."""
     return [*METHODS, AS_IT_IS]

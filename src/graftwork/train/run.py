@@ -92,12 +92,12 @@ class How:
 def ready(recipe: Recipe, registry: Registry | None, how: How, shown: Progress) -> Job:
     """The prepared job of a recipe, its first stage done. Raises UserErrors before anything is written."""
     devices = devices_of(recipe)
-    work = devices.agreed(lambda: first_stage(recipe, registry) or prepare(recipe, registry, devices))
+    work = devices.agreed(lambda: first_stage(recipe, registry, devices) or prepare(recipe, registry, devices))
     if isinstance(work, FirstStage):
         for member, job in work.jobs.items():
-            result = carry_out(replace(job, devices=devices), replace(how, resume=True, overwrite=False), shown)
+            result = carry_out(job, replace(how, resume=True, overwrite=False), shown)
             devices.one_then_all(partial(work.finished, member, result))
-        work = replace(devices.agreed(work.second), devices=devices)
+        work = devices.agreed(work.second)
     return work
 
 

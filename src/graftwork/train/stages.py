@@ -21,6 +21,7 @@ from graftwork.recipe import Recipe
 from graftwork.registry.store import Registry
 from graftwork.schema.values import RECIPES
 from graftwork.train.data import Data, load_data
+from graftwork.train.devices import ALONE, Devices
 from graftwork.train.folder import RunFolder
 from graftwork.train.job import Job, Read, assemble, read
 from graftwork.train.outcome import TrainResult
@@ -39,6 +40,7 @@ class FirstStage:
     data: Data
     rows: Read
     jobs: Mapping[str, Job]
+    devices: Devices = ALONE
     references: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -53,11 +55,11 @@ class FirstStage:
         """The job of the fusion over what the first stage made. Raises UserErrors as `prepare`."""
         named = [self.references.get(member, member) for member in self.recipe.adapter.members or ()]
         exact = recipes.override(self.recipe, {"adapter.members": named}, check_files=False)
-        job = assemble(exact, self.registry, self.data, AdapterModel(self.backbone), self.rows)
+        job = assemble(exact, self.registry, self.data, AdapterModel(self.backbone), self.rows, self.devices)
         return replace(job, notes=(*self.notes, *job.notes))
 
 
-def first_stage(recipe: Recipe, registry: Registry | None) -> FirstStage | None:
+def first_stage(recipe: Recipe, registry: Registry | None, devices: Devices = ALONE) -> FirstStage | None:
     """What trains before a recipe's fusion, all of it checked; None where every member is a package.
 
     Raises RecipeError with what is wrong with the members, Conflict for run folders, and UserErrors as `prepare`.
@@ -78,10 +80,10 @@ def first_stage(recipe: Recipe, registry: Registry | None) -> FirstStage | None:
     for reference in recipe.adapter.members or ():
         if reference not in paths:
             install_member(model, KEY, reference, registry)
-    jobs = {path: _job(one, registry, model.backbone) for path, one in members.items()}
+    jobs = {path: _job(one, registry, model.backbone, devices) for path, one in members.items()}
     for job in jobs.values():
         RunFolder(job.recipe.output).check(resume=True, overwrite=False, identity=job.identity)
-    return FirstStage(recipe, registry, model.backbone, data, rows, jobs)
+    return FirstStage(recipe, registry, model.backbone, data, rows, jobs, devices)
 
 
 def recipes_among(recipe: Recipe) -> list[str]:
@@ -122,9 +124,9 @@ def _check_folders(fusion: Recipe, members: Mapping[str, Recipe]) -> None:
         RunFolder(one.output).check(resume=True, overwrite=False)
 
 
-def _job(member: Recipe, registry: Registry, backbone: Backbone) -> Job:
+def _job(member: Recipe, registry: Registry, backbone: Backbone, devices: Devices) -> Job:
     data, model = load_data(member), AdapterModel(backbone)
-    return assemble(member, registry, data, model, read(member, data, model))
+    return assemble(member, registry, data, model, read(member, data, model), devices)
 
 
 def together(recipes: Sequence[Recipe]) -> None:
