@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 
 from graftwork import workflow
-from graftwork.errors import BackboneError, DataError
+from graftwork.errors import BackboneError, DataError, RecipeError
 from graftwork.model import AdapterModel
 from graftwork.recipe import Recipe, loads, override
 from graftwork.registry.store import Registry
@@ -88,8 +88,12 @@ def test_images_are_learned_and_scored(trained: tuple[Path, TrainResult, Engine]
     ],
 )
 def test_baselines_learn_images_too(method: str, tmp_path: Path) -> None:
-    adapter = {"adapter": {"variant": "lora"}} if method == "peft" else {}
+    named = {"target_modules": ["q_proj", "v_proj"]}  # which peft has no default for in a ViT
+    adapter = {"adapter": {"variant": "lora", "options": named}} if method == "peft" else {}
     made = override(recipe(tmp_path), {"training.method": method, **adapter, "training.epochs": 1})
+    if method == "peft":
+        with pytest.raises(RecipeError, match=r"cannot adapt a ViTModel: .* name the layers: adapter\.options: "):
+            train(override(made, {"adapter.options": {}}))
     result = train(made)
     assert result.parameters["trained"] > result.parameters["head"]
     assert set(result.scores) == {"dev", "test"}

@@ -66,7 +66,7 @@ UNKNOWN_TO: dict[str, set[str]] = {
 }
 # the files that import by name at run time, so that an entrance stays light
 LAZY = {"graftwork", "graftwork.cli.main", "graftwork.cli.registry"}
-HEAVY = ("torch", "transformers", "datasets", "sklearn", "fastapi", "matplotlib")
+HEAVY = ("torch", "transformers", "datasets", "sklearn", "fastapi", "matplotlib", "bitsandbytes", "peft")
 
 
 def targets(module: Module) -> list[tuple[str, int]]:
@@ -194,6 +194,11 @@ def test_importing_the_package_is_light() -> None:
 @pytest.mark.parametrize("entrance", ["graftwork.cli.main", "graftwork.recipe"])
 def test_importing_the_commands_and_recipes_is_light(entrance: str) -> None:
     assert loaded_by(f"import {entrance}") == set()
+
+
+def test_models_are_loaded_without_the_extras_of_packed_bases_and_baselines() -> None:
+    loads = "from graftwork import AutoAdapterModel; AutoAdapterModel.from_pretrained('minilm').add_adapter('a')"
+    assert loaded_by(loads).isdisjoint({"bitsandbytes", "peft", "datasets", "matplotlib"})
 
 
 def test_these_laws_can_fail() -> None:

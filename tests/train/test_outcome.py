@@ -127,6 +127,7 @@ def test_lines_name_scores_notes_and_files(tmp_path: Path) -> None:
     assert report.lines(result(tmp_path)) == [
         "dev: accuracy 0.7500, mcc 0.5000",
         "test: accuracy 0.5000, mcc 0.2500",
+        "monitor: nothing to see: no bottleneck, LoRA or DoRA trained",
         "note: 2 rows were cut",
         f"package: {tmp_path / 'package'}",
         f"all of it: {tmp_path}",

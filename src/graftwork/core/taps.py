@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
-from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 from transformers.pytorch_utils import Conv1D
 
 from graftwork.core.attention import KvTap
@@ -171,6 +170,8 @@ def weight_of(module: nn.Module, columns: slice | Tensor | None = None) -> Tenso
     state = getattr(module.weight, "quant_state", None)
     weight = cast(Tensor, module.weight)
     if state is not None:
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight  # imports bitsandbytes, which is slow
+
         weight = dequantize_bnb_weight(weight, state)
     elif not weight.is_floating_point():
         raise BackboneError(

@@ -59,7 +59,10 @@ def put(model: AdapterModel, config: Any, head: str) -> None:
     try:
         peft.inject_adapter_in_model(config, model.base)
     except (ValueError, NotImplementedError) as error:
-        raise RecipeError(f"adapter: peft cannot adapt a {type(model.base).__name__}: {error}") from None
+        raise RecipeError(
+            f"adapter: peft cannot adapt a {type(model.base).__name__}: {error}; where it has no default for a type of "
+            "base, name the layers: adapter.options: {target_modules: [...]}"
+        ) from None
     model.parts.head(head).requires_grad_(True)
 
 
