@@ -73,7 +73,7 @@ PRINTED := $(patsubst benchmarks/%.py,%,$(wildcard $(patsubst %,benchmarks/%.py,
 HALVED := $(filter scale training overhead,$(WRITTEN))
 MEASURE := $(OFFLINE) $(PATIENT) $(PY) benchmarks
 
-bench: setup bench-peers  ## every speed figure, beside the peers; about ten minutes on two quiet cores
+bench: setup bench-peers  ## every speed figure, beside the peers; about a quarter of an hour on two quiet cores
 	$(MEASURE)/execution.py --curves --seconds 0.8 --out $(RESULTS)/execution.md
 	@set -ex; for one in $(WRITTEN); do $(MEASURE)/$$one.py --quick --out $(RESULTS)/$$one.md; done
 	@set -ex; for one in $(PRINTED); do $(MEASURE)/$$one.py --quick; done
