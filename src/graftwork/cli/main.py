@@ -4,6 +4,7 @@ Each command parses, makes one call, prints. Exit codes: 0 done, 1 the work fail
 of the user ends in one message, never in a traceback. `graftwork --help` needs neither torch nor transformers.
 """
 
+import logging
 import os
 import sys
 from importlib import import_module
@@ -72,6 +73,8 @@ def root() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
+    # where PEFT imports bitsandbytes, it says that a kernel could be faster, to people who asked for no packed base
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
