@@ -38,7 +38,7 @@ from graftwork.tasks.bootstrap import Interval
 from graftwork.train.fit import fit
 from graftwork.train.folder import RunFolder
 from graftwork.train.job import prepare
-from graftwork.train.outcome import TrainResult
+from graftwork.train.outcome import TrainResult, counts
 from graftwork.train.setup import Setup
 from graftwork.train.stages import kept
 
@@ -201,11 +201,10 @@ def _row(
     target: str, made: Recipe, dev: float, model: AdapterModel, adapters: Any, asked: Asked, head: str = ""
 ) -> Row:
     """dev, test, which items are right, and how much trained."""
-    task, parts = recipe_task(made, made.task.labels or ()), model.parts
+    task = recipe_task(made, made.task.labels or ())
     found = room.judged(model, task, room.items_of(target, asked), adapters, head or made.name)
-    trained = parts.count("heads", made.name)
-    trained += parts.count("fusions", made.name) if made.name in parts.fusion_records else 0
-    trained += parts.count("adapters", made.name) if made.name in parts.adapter_configs else 0
+    own = counts(model, made.name)
+    trained = own["adapter"] + own["fusion"] + own["head"]
     return {"dev": dev, **found, "parameters": {"trained": trained}}
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graftwork.cli.options import Root
+from graftwork.cli.options import Root, need_folder
 from graftwork.cli.printing import table
 from graftwork.cli.registry import open_registry
 from graftwork.errors import GoalMissed, RecipeError, UserError
@@ -82,10 +82,8 @@ def _changes(given: list[str], names: list[str]) -> tuple[dict[str, Any], dict[s
 
 def _check_writable(file: Path) -> None:
     """Raise UserError for a file that could not be written in the end, when everything is trained."""
-    folder = file.resolve().parent
-    if not folder.is_dir():
-        raise UserError(f"{file}: no such folder; make it first, or write the rows elsewhere")
-    if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+    need_folder(file, "the rows")
+    if file.is_dir() or not os.access(file if file.exists() else file.resolve().parent, os.W_OK):
         why = "is a folder" if file.is_dir() else "cannot be written"
         raise UserError(f"{file}: {why}; name a file for the rows that can be written")
 

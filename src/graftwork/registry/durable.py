@@ -99,6 +99,12 @@ def is_torn(name: str, own: Collection[str]) -> bool:
     return found is not None and found[1] in {one[:_KEPT] for one in own}
 
 
+def strangers(folder: Path, own: Collection[str]) -> list[str]:
+    """What is in a folder, if it is there, beside the names `own` and what killed processes left of them; sorted."""
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in there if name not in own and not is_torn(name, own)]
+
+
 def remove_torn(folder: Path, own: Collection[str]) -> None:
     """Remove what killed processes left in a folder, if it is there, of the names `own`. Nobody may be writing them."""
     for path in list(folder.iterdir()) if folder.is_dir() else ():

@@ -22,7 +22,7 @@ from typing import IO, Any, Self
 
 import torch
 
-from graftwork.errors import GraftworkError
+from graftwork.errors import GraftworkError, in_a_line
 from graftwork.recipe import Recipe, dump, loads
 from graftwork.registry.store import Registry
 from graftwork.train.callbacks import bars
@@ -140,7 +140,7 @@ def _answer(asked: Mapping[str, Any]) -> dict[str, Any]:
     except GraftworkError as error:
         return {"error": str(error)}
     except Exception as error:  # a library's: told in a row, as the others go on
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+        return {"error": in_a_line(error)}
 
 
 if __name__ == "__main__":

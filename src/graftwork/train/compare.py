@@ -18,7 +18,7 @@ from typing import Any
 
 from graftwork.errors import Conflict
 from graftwork.recipe import Recipe, override
-from graftwork.registry.durable import is_torn, replace_file
+from graftwork.registry.durable import replace_file, strangers
 from graftwork.registry.store import Registry
 from graftwork.train.apart import Apart
 from graftwork.train.comparison import Row, Run, as_json, draw, from_json, page, row_of
@@ -104,10 +104,9 @@ def _check(folder: Path, recipes: Sequence[Recipe]) -> None:
     if twice:
         raise Conflict(f"{twice[0]}: is the folder of two methods; give them names that differ in letters and digits")
     known = re.compile(r".+-seed-[0-9]+")
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    strangers = [name for name in there if not (name in OWN or known.fullmatch(name) or is_torn(name, OWN))]
-    if strangers:
-        raise Conflict(f"{folder}: holds files that are no comparison's ({', '.join(strangers[:5])}); choose another")
+    others = [name for name in strangers(folder, OWN) if not known.fullmatch(name)]
+    if others:
+        raise Conflict(f"{folder}: holds files that are no comparison's ({', '.join(others[:5])}); choose another")
 
 
 def _before(folder: Path) -> dict[str, Row]:

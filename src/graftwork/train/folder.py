@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from graftwork.errors import Conflict, UserError
 from graftwork.recipe import Recipe
-from graftwork.registry.durable import is_torn, remove_torn, replace_file
+from graftwork.registry.durable import remove_torn, replace_file, strangers
 from graftwork.train.checkpoint import newest_whole
 
 OWN = (
@@ -64,11 +64,10 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise Conflict(f"{self.path}: is not a folder; choose another output")
-        there = sorted(path.name for path in self.path.iterdir() if not is_torn(path.name, OWN))
-        strangers = [name for name in there if name not in OWN]
-        if strangers or (there and not self.run.is_file()):
+        others = strangers(self.path, OWN)
+        if others or (not self.run.is_file() and any(path.name in OWN for path in self.path.iterdir())):
             raise Conflict(
-                f"{self.path}: holds files that are no run's ({', '.join(strangers[:5]) or 'no run.json'}); "
+                f"{self.path}: holds files that are no run's ({', '.join(others[:5]) or 'no run.json'}); "
                 "choose another output"
             )
         if self.run.is_file() and not (resume or overwrite):

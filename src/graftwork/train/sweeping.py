@@ -21,7 +21,7 @@ from typing import Any
 from graftwork.build import open_encoder, recipe_task
 from graftwork.errors import Conflict, GraftworkError, RecipeError, UserError, in_a_line
 from graftwork.recipe import Recipe
-from graftwork.registry.durable import is_torn, remove_torn, replace_file
+from graftwork.registry.durable import remove_torn, replace_file, strangers
 from graftwork.registry.store import Registry
 from graftwork.train.comparison import Row, Run, draw, interval, page, row_of
 from graftwork.train.data import load_data
@@ -122,9 +122,8 @@ def _check(folder: Path) -> None:
     """Raise Conflict for a folder that is none, or holds something else than a sweep's rows."""
     if folder.exists() and not folder.is_dir():
         raise Conflict(f"{folder}: is not a folder; move it away, or choose another output")
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if strangers := [name for name in there if name not in OWN and not is_torn(name, OWN)]:
-        raise Conflict(f"{folder}: holds files that are no sweep's ({', '.join(strangers[:5])}); move them away")
+    if others := strangers(folder, OWN):
+        raise Conflict(f"{folder}: holds files that are no sweep's ({', '.join(others[:5])}); move them away")
 
 
 def pays(recipes: Sequence[Recipe]) -> bool:
