@@ -244,7 +244,8 @@ STUDY = Study(
     ),
     bar=(
         f"Made language: swapping closes at least {CLOSED:.0%} of the gap between the task adapter alone and one "
-        "trained in the language, and swap > kept > none; inverses are exact within {EXACT:g}. The real ones are told."
+        "trained in the language, and swap > kept > none; inverses are exact within "
+        f"{EXACT:g}. The real ones are told."
     ),
     result=result,
 )  # fmt: skip

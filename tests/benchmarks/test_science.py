@@ -441,6 +441,12 @@ def test_a_page_is_written_between_its_marks(tmp_path: Path) -> None:
         tell.told("no marks", tmp_path)
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_a_study_says_has_no_field_left_to_fill(name: str) -> None:
+    study = script(Path(name).stem, "science").STUDY
+    assert "{" not in study.claim + study.design + study.bar
+
+
 @pytest.mark.full
 @pytest.mark.shared
 @pytest.mark.parametrize("name", SCRIPTS)
