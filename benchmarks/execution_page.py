@@ -238,7 +238,7 @@ def across(row: Row, picture: str) -> int:
 
 
 def write_all(results: Path = RESULTS, docs: Path | None = DOCS) -> None:
-    """Write the page and the pictures beside the results, and the block of the docs."""
+    """Write the page and the pictures beside the results, and the block of the docs where there are rows for it."""
     found = json.loads(results.read_text("utf8"))
     write(results.with_suffix(".md"), page_of(found))
     axes = {"members": "members", "adapters": "different adapters", "layers": "lowest layers without adapters"}
@@ -246,8 +246,8 @@ def write_all(results: Path = RESULTS, docs: Path | None = DOCS) -> None:
         if curves := points_of(found, name):
             file = results.with_name(f"{results.stem}_{name}.svg")
             print(draw(file, title, axes[name], "time / base", curves) or f"wrote {file.name}")
-    if docs is not None:
-        rows = chosen(found["rows"])
+    rows = chosen(found["rows"])
+    if docs is not None and rows:
         shown = [f"![{title}](../benchmarks/results/{name})" for name, title in pictures(found, results.stem)]
         write(docs, with_block(docs.read_text("utf8"), "\n\n".join([main_table(rows), standing(rows), *shown])))
 

@@ -174,6 +174,11 @@ def test_results_become_a_page_pictures_and_the_block_of_the_docs(tmp_path: Path
     assert "1.015 (1.010–1.020)" in block
     assert "(../benchmarks/results/execution_members.svg)" in block
     assert block.endswith("After.\n")
+    halved = {**found, "rows": [{**made("seq_bn", ratio=1.3), "dtype": "bfloat16"}]}
+    results.write_text(json.dumps(halved), "utf8")
+    pages.write_all(results, docs)
+    assert "1.300" in (tmp_path / "execution.md").read_text("utf8")
+    assert docs.read_text("utf8") == block, "a run of another dtype alone leaves the table of the docs"
 
 
 def test_pictures_have_a_curve_for_each_side_and_one_for_arithmetic() -> None:
