@@ -21,6 +21,7 @@ from typing import Any
 from execution_page import explained, other_function, write_all
 from page import command, conditions, write
 from setups import DEFAULT, DISPATCH, Shape, floors, goal, parse, shaped
+from side import TOLERANCE, apart
 from sides import Refused, Remote, Sides, present
 
 from graftwork.timing import CLOCKS, milliseconds, quotients
@@ -28,7 +29,6 @@ from graftwork.timing import CLOCKS, milliseconds, quotients
 Row = dict[str, Any]
 PEERS = ("adapters", "peft")
 TURNS = 3  # how often the sides relieve each other on one setup; the fewest pairs of calls that it gets
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # between what sides return, hidden states of size 1
 DISPATCHED = ("base", "seq_bn", "idle")
 # what the pictures show: name -> (shape, setups)
 CURVES = {
@@ -80,7 +80,7 @@ def measured(sides: Sides, name: str, shape: Shape, effort: Effort) -> list[Row]
     return [
         row(name, shape, times[side], ready[side])
         | {"side": side, "clock": effort.clock}
-        | {"difference": float((sides.remotes[side].output() - expected).abs().max())}
+        | {"difference": apart(sides.remotes[side].output(), expected)}
         for side in ready
     ]
 

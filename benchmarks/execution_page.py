@@ -132,7 +132,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     for dtype in dict.fromkeys(row["dtype"] for row in same):
         worst = max(row["difference"] for row in same if row["dtype"] == dtype)
         found.append(
-            f"In {dtype} what the peers return differs from what graftwork returns by {worst:.0e} at most, but for ¹."
+            f"In {dtype} what the peers return differs from what graftwork returns by {worst:.0e} at most "
+            "(root mean square), but for ¹."
         )
     whole = {(row["batch"], row["side"], row["dtype"]): row for row in rows if row["setup"] == "parallel8"}
     for row in rows:

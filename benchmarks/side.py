@@ -36,6 +36,7 @@ from transformers.utils import logging as transformers_logging
 from graftwork.timing import alternate
 
 SEED = 1
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # that two answers of one function may be `apart`
 SHORT = 200  # milliseconds
 WORDS = 1000  # of the vocabulary: looking words up costs the same for every one
 
@@ -64,6 +65,11 @@ def inputs_of(rows: int, tokens: int) -> Inputs:
     numbers = torch.Generator().manual_seed(SEED)
     ids = torch.randint(0, WORDS, (rows, tokens), generator=numbers)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """The root mean square of a difference between hidden states, whose own is about 1; NaN where something is."""
+    return float((found.float() - expected.float()).square().mean().sqrt())
 
 
 class Worker:

@@ -66,11 +66,17 @@ class Hub:
     def add(self, name: str) -> None:
         """As `Crowded.add`."""
         self.model.add_adapter(name, config="seq_bn")
+        self._cast(name)
         self.model.eval()
 
     def load(self, name: str) -> None:
         """As `Crowded.load`."""
         self.model.load_adapter(str(self.folder / "seq_bn_0"), load_as=name)
+        self._cast(name)
+
+    def _cast(self, name: str) -> None:
+        if self.model.dtype != torch.float32:  # what its adapters come in, whatever the base is
+            self.model.adapter_to(name, dtype=self.model.dtype)
 
     def rows(self, names: Sequence[str], inputs: Inputs) -> torch.Tensor:
         """As `Crowded.rows`: BatchSplit wants the rows of an adapter side by side, so they are sorted and put back."""

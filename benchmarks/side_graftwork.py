@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from setups import METHODS, Setup
-from side import Call, Inputs, serve
+from side import TOLERANCE, Call, Inputs, apart, serve
 from torch import nn
 
 from graftwork.errors import GraftworkError
@@ -17,8 +17,6 @@ from graftwork.importing import facts_of
 from graftwork.model import AdapterModel
 from graftwork.registry.foreign.adapterhub_write import write_adapterhub
 from graftwork.registry.foreign.peft_write import write_peft
-
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of hidden states of size 1, against the reference executor
 
 
 class Graftwork:
@@ -81,7 +79,7 @@ class Graftwork:
             model.execution = "reference"
             expected = call()
         model.execution = chosen
-        off = float((found - expected).abs().max())
+        off = apart(found, expected)
         if off > TOLERANCE[str(model.dtype).removeprefix("torch.")]:
             raise GraftworkError(f"{setup.name}: {chosen} differs from the reference by {off:.1e}")
         return call, f"{chosen}, {off:.0e} from the reference"

@@ -1,6 +1,7 @@
 """benchmarks/execution.py: one real run on a tiny base without peers, and what it makes of rows."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,17 @@ def test_a_row_has_the_median_quotient_between_its_quartiles() -> None:
     assert (row["milliseconds"], row["base_milliseconds"]) == pytest.approx((103.0, 100.0))
 
 
+def test_answers_are_apart_by_their_root_mean_square() -> None:
+    side = script("side")
+    one, other = torch.zeros(2, 2, dtype=torch.bfloat16), torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    assert side.apart(one, other) == 2.5
+    assert math.isnan(side.apart(one, other / 0))
+
+
 def test_answers_that_differ_end_the_run() -> None:
     execution.check(made("seq_bn", "adapters"))
     execution.check(made("average3", "adapters", difference=1.0, remark="another function: half of it"))
-    with pytest.raises(RuntimeError, match=r"seq_bn of adapters differs by 1\.0e\+00, at most 0\.001"):
+    with pytest.raises(RuntimeError, match=r"seq_bn of adapters differs by 1\.0e\+00, at most 1e-05"):
         execution.check(made("seq_bn", "adapters", difference=1.0))
     with pytest.raises(RuntimeError, match="differs by nan"):
         execution.check(made("seq_bn", difference=float("nan")))
