@@ -123,18 +123,24 @@ class Worker:
         return self._crowd
 
     def compile(self, rounds: int, clock: str) -> dict[str, Any]:
-        """Compile the base and the model of the prepared setup, for good; the times before and after, in turns."""
+        """Compile the base and the model of the prepared setup, for good; the times before and after, in turns.
+
+        Raises RuntimeError where what is compiled answers otherwise than before.
+        """
         bare, first = self._bare, {}
         assert bare is not None
         with torch.inference_mode():
             eager = alternate(self._rivals, rounds, clock, warm=2)
+            expected = {name: call() for name, call in self._rivals.items()}
             torch.compile(lambda one: one + 1)(torch.ones(1))  # the compiler itself has to start
             bare.compile(fullgraph=True)
             self._side.compile()
             for name, call in self._rivals.items():
                 start = time.perf_counter()
-                call()
+                found = call()
                 first[name] = time.perf_counter() - start
+                if not (off := apart(found, expected[name])) <= TOLERANCE[str(found.dtype).removeprefix("torch.")]:
+                    raise RuntimeError(f"the {name} compiled differs from itself by {off:.1e}")
             return {"first": first, "eager": eager, "compiled": alternate(self._rivals, rounds, clock, warm=2)}
 
     def prepare(self, setup: str, rows: int, tokens: int, output: str) -> dict[str, Any]:

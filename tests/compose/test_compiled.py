@@ -50,6 +50,18 @@ def eager(model: AdapterModel, setup: Any) -> Tensor:
         model.backbone.trunk._compiled_call_impl = graph
 
 
+def test_the_graph_of_a_bare_model_of_its_class_is_not_taken_for_a_trunk() -> None:
+    model, bare = model_of("eager"), tiny.model("bert").eval()
+    for frozen in (bare, model):
+        frozen.requires_grad_(False)
+    bare.compile(fullgraph=True, backend="eager")
+    with torch.inference_mode():
+        bare(**tiny.inputs("bert", rows=ROWS))
+    found = run(model, "a0")
+    assert relative(found, eager(model, "a0")) < 1e-5
+    assert relative(found, run(model, None)) > 1e-3
+
+
 def test_fifty_routings_and_twenty_swaps_run_one_graph() -> None:
     counter = CompileCounter()
     model = model_of(counter)

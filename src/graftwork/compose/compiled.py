@@ -7,7 +7,11 @@ traced with its weights as they are, once for each such composition.
 """
 
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
+
+import torch
+from torch import nn
 
 from graftwork.compose.plan import Planner
 from graftwork.core.backbone import Backbone
@@ -36,6 +40,23 @@ def compile_trunk(
     every *kind* have been added: hooks that an adapter of a new kind needs are traced once more.
     """
     planner.reserve(slots)
-    backbone.trunk.compile(
-        fullgraph=True, backend=backend, mode=mode, dynamic=dynamic, options=None if options is None else dict(options)
+    given = None if options is None else dict(options)
+    trunk = backbone.trunk
+    trunk._compiled_call_impl = torch.compile(
+        _own_call(trunk), fullgraph=True, backend=backend, mode=mode, dynamic=dynamic, options=given
     )
+
+
+def _own_call(trunk: nn.Module) -> Callable[..., Any]:
+    """A trunk's call, uncompiled, in a function with a code object that no other has.
+
+    torch keeps graphs by code object, which all models of a class share, and does not look at hooks when it picks one:
+    the graph of a bare frozen model, compiled before, would be taken for this trunk and leave the adapters out.
+    """
+
+    plain: Callable[..., Any] = trunk._call_impl  # not the trunk itself: that is what is compiled
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs)
+
+    return FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)
