@@ -18,6 +18,7 @@ TAKES_KEYWORDS: dict[str, str] = {
     "graftwork.core.kinds:load": "AdapterHub's AdapterConfig.load(name, reduction_factor=8); every key is checked",
     "graftwork.core.kinds:__init__": "AdapterConfig(...) is refused, and its arguments told back as BnConfig(...)",
     "graftwork.model:add_custom_head": "arguments of the user's own factory of heads, which checks them",
+    "graftwork.compose.compiled:call": "stands in for the call of a model of any family, whose own forward checks them",
     "graftwork.compose.methods:method": "typed by the function it was made from, which names and checks each",
     "graftwork.model:from_pretrained": "options of transformers' from_pretrained, which transformers checks",
     "graftwork.train.callbacks:on_epoch_end": "transformers' callback protocol hands over whatever it has",
