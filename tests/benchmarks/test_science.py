@@ -306,7 +306,12 @@ def test_e8_charges_what_is_lost_to_the_span_that_was_removed(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("swap", "inverse", "says"),
-    [(0.8, 1e-6, "the bar is met"), (0.6, 1e-6, "the bar is not met"), (0.8, 1e-4, "the bar is not met")],
+    [
+        (0.8, 1e-6, "the bar is met."),
+        (0.6, 1e-6, "the bar is not met in the gap."),
+        (0.52, 1e-6, "the bar is not met in the gap, the order."),
+        (0.8, 1e-4, "the bar is not met in the inverse."),
+    ],
 )
 def test_e6_says_how_much_of_the_gap_the_swap_closes(tmp_path: Path, swap: float, inverse: float, says: str) -> None:
     told = asked(tmp_path)
