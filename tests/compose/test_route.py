@@ -23,6 +23,9 @@ from tests.trees import compositions, rows
 NAMES = tuple(ZOO)
 BATCH, TOKENS = 4, 6
 RIGS = {family: Rig(family) for family in ("bert", "llama")}
+# Of random trees in float32, where a fusion's softmax carries on what its scores are rounded by: 1.7e-5 was seen of a
+# tree whose rows are equal to the last bit in float64. A wrong row is off by far more.
+ROUNDING = 1e-4
 
 
 def rebuilt(tree: Any, children: list[Composition]) -> Composition:
@@ -260,7 +263,7 @@ def test_a_batch_of_random_compositions_is_its_rows_one_at_a_time(family: str, t
     with torch.no_grad():
         for row, tree in enumerate(trees):
             alone = rig.run(tree, one_row(inputs, row))
-            assert relative(output[row : row + 1], alone) < 1e-5
+            assert relative(output[row : row + 1], alone) < ROUNDING
     check_gradients(rig, output, trees)
 
 
@@ -274,7 +277,7 @@ def test_a_composition_of_the_batch_is_its_rows_one_at_a_time(family: str, tree:
         lanes = expected_lanes([of_row(tree, row) for row in range(3)])
         assert len(output) == len(lanes)
         for place, (row, alone) in enumerate(lanes):
-            assert relative(output[place : place + 1], rig.run(alone, one_row(inputs, row))) < 1e-5
+            assert relative(output[place : place + 1], rig.run(alone, one_row(inputs, row))) < ROUNDING
 
 
 @pytest.mark.parametrize("family", tiny.MAKERS)
