@@ -72,6 +72,14 @@ def apart(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected.float()).square().mean().sqrt())
 
 
+def agreed(found: Tensor, expected: Tensor, what: str) -> float:
+    """How far two answers of one function are `apart`. Raises RuntimeError, with `what` they are, beyond TOLERANCE."""
+    off = apart(found, expected)
+    if not off <= TOLERANCE[str(found.dtype).removeprefix("torch.")]:
+        raise RuntimeError(f"{what} differs by {off:.1e}")
+    return off
+
+
 class Worker:
     """Answers requests for one side."""
 
@@ -139,8 +147,7 @@ class Worker:
                 start = time.perf_counter()
                 found = call()
                 first[name] = time.perf_counter() - start
-                if not (off := apart(found, expected[name])) <= TOLERANCE[str(found.dtype).removeprefix("torch.")]:
-                    raise RuntimeError(f"the {name} compiled differs from itself by {off:.1e}")
+                agreed(found, expected[name], f"the {name}, compiled and not,")
             return {"first": first, "eager": eager, "compiled": alternate(self._rivals, rounds, clock, warm=2)}
 
     def prepare(self, setup: str, rows: int, tokens: int, output: str) -> dict[str, Any]:

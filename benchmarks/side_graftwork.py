@@ -9,10 +9,9 @@ from typing import Any
 import torch
 import transformers
 from setups import METHODS, Setup
-from side import TOLERANCE, Call, Inputs, apart, serve
+from side import Call, Inputs, agreed, serve
 from torch import nn
 
-from graftwork.errors import GraftworkError
 from graftwork.importing import facts_of
 from graftwork.model import AdapterModel
 from graftwork.registry.foreign.adapterhub_write import write_adapterhub
@@ -79,9 +78,7 @@ class Graftwork:
             model.execution = "reference"
             expected = call()
         model.execution = chosen
-        off = apart(found, expected)
-        if off > TOLERANCE[str(model.dtype).removeprefix("torch.")]:
-            raise GraftworkError(f"{setup.name}: {chosen} differs from the reference by {off:.1e}")
+        off = agreed(found, expected, f"{setup.name}: {chosen} beside the reference")
         return call, f"{chosen}, {off:.0e} from the reference"
 
     def add(self, name: str) -> None:

@@ -151,13 +151,11 @@ class Hub:
             for name in members:
                 model.add_adapter(name, config=SEQ)
             model.add_adapter_fusion(Fuse(*members))
-            model.to(model.dtype)  # what is new is float32, whatever the base is
             model.train_adapter_fusion(Fuse(*members))
         else:
             model.add_adapter(setup, config=ADAPTERS[setup])
-            model.to(model.dtype)
             model.train_adapter(setup)
-        model.train()
+        model.to(model.dtype).train()  # what is new is float32, whatever the base is
         return lambda: model(**inputs).last_hidden_state.square().mean()
 
 

@@ -44,8 +44,8 @@ METHODS = {
 class Rig:
     """Backbone, parts and planner of one family; every parameter is random and large enough to matter."""
 
-    def __init__(self, family: str, adapters: Mapping[str, Any] = ZOO) -> None:
-        self.backbone = Backbone(tiny.model(family))
+    def __init__(self, family: str, adapters: Mapping[str, Any] = ZOO, dtype: torch.dtype = torch.float32) -> None:
+        self.backbone = Backbone(tiny.model(family).to(dtype))
         self.parts = Parts()
         self.planner = Planner(self.parts, self.backbone.normed)
         for name, config in adapters.items():

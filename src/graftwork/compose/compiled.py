@@ -53,7 +53,6 @@ def _own_call(trunk: nn.Module) -> Callable[..., Any]:
     torch keeps graphs by code object, which all models of a class share, and does not look at hooks when it picks one:
     the graph of a bare frozen model, compiled before, would be taken for this trunk and leave the adapters out.
     """
-
     plain: Callable[..., Any] = trunk._call_impl  # not the trunk itself: that is what is compiled
 
     def call(*args: Any, **kwargs: Any) -> Any:
