@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.errors import GoalMissed, UserError
+from graftwork.registry.durable import named
 from graftwork.registry.store import Registry
 from graftwork.train.outcome import TrainResult
 from graftwork.workflow import evaluate, open_engine, push, read_recipe, train
@@ -61,10 +62,8 @@ def run(examples: Path, output: Path, say: Callable[[str], None]) -> list[Line]:
     if output.exists() and any(output.iterdir()) and not (output / "registry").is_dir():
         raise UserError(f"{output} holds other files; choose another folder with --output")
     registry = Registry(output / "registry")
-    try:
+    with named(output):
         registry.root.mkdir(parents=True, exist_ok=True)  # from the first step on the folder is known as the demo's
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
     lines = [_task(task, recipe, registry, output, say) for task, recipe in recipes.items()]
     lines += _composed(recipes["intent"], registry, output, say)
     _check(lines)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from graftwork.errors import UserError
 from graftwork.registry.durable import (
     exchange,
     is_torn,
     locked,
+    named,
     new_folder,
     place,
     replace_file,
@@ -17,6 +19,11 @@ from graftwork.registry.durable import (
     write_file,
     write_folder,
 )
+
+
+def test_what_the_disk_refuses_names_the_place() -> None:
+    with pytest.raises(UserError, match=r"here: cannot be written: No space left"), named(Path("here")):
+        raise OSError(28, "No space left on device")
 
 
 def test_a_file_is_created_once(tmp_path: Path) -> None:

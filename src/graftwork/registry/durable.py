@@ -1,7 +1,7 @@
 """Files and folders that are there whole or not at all, also after a crash: temporary sibling, fsync, rename.
 
-Every function raises OSError as the system does; its callers know what the file was for. POSIX only (renames that
-replace, `flock`).
+Every function raises OSError as the system does; its callers know what the file was for, and say so by `named`. POSIX
+only (renames that replace, `flock`).
 """
 
 import errno
@@ -14,8 +14,19 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from graftwork.errors import UserError
+
 _KEPT = 100  # characters of a name that its sibling says
 _SIBLING = re.compile(r"\.(.+)\.[0-9a-f]{32}(\.old)?", re.DOTALL)
+
+
+@contextmanager
+def named(place: Path | str) -> Iterator[None]:
+    """What the disk refuses is a UserError that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{place}: cannot be written: {error.strerror or error}") from error
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -19,7 +19,7 @@ from typing import get_args
 import safetensors.torch
 import torch
 
-from graftwork.errors import Conflict, NotFound, PackageError, UserError
+from graftwork.errors import Conflict, NotFound, PackageError
 from graftwork.manifest import (
     PARTS,
     SITE,
@@ -34,7 +34,7 @@ from graftwork.manifest import (
     parse,
 )
 from graftwork.registry.card import card
-from graftwork.registry.durable import exchange, place, sibling, write_folder
+from graftwork.registry.durable import exchange, named, place, sibling, write_folder
 
 MANIFEST, WEIGHTS, CARD = "graft.json", "graft.safetensors", "README.md"
 MANIFEST_LIMIT = 4 * 2**20  # bytes of graft.json; one tensor takes about 300
@@ -80,17 +80,16 @@ def write(package: Package, folder: Path | str, *, overwrite: bool = False) -> s
     digest, files = _encode(package)
     fresh = sibling(folder)
     try:
-        if not overwrite and _holds(folder, digest):
-            return digest
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        write_folder(fresh, files)
-        placed = place(fresh, folder)
-        if not placed and overwrite:
-            _replace(fresh, folder)
-        elif not placed and not _holds(folder, digest):  # somebody was faster, with the same package or not
-            raise Conflict(f"{folder}: is being changed by somebody else; try again")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        with named(folder):
+            if not overwrite and _holds(folder, digest):
+                return digest
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_folder(fresh, files)
+            placed = place(fresh, folder)
+            if not placed and overwrite:
+                _replace(fresh, folder)
+            elif not placed and not _holds(folder, digest):  # somebody was faster, with the same package or not
+                raise Conflict(f"{folder}: is being changed by somebody else; try again")
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # is there only after a failure
     return digest

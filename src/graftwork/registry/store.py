@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from graftwork.errors import Conflict, GraftworkError, NotFound, PackageError, UserError
-from graftwork.registry.durable import locked, replace_file
+from graftwork.registry.durable import locked, named, replace_file
 from graftwork.registry.package import Package, read, read_manifest, write
 from graftwork.strict_json import load_json
 
@@ -102,7 +102,7 @@ class Registry:
         package = dataclasses.replace(package, manifest=package.manifest.model_copy(update={"name": name}))
         if version is not None:
             self._check_version(version)
-        try:
+        with named(f"registry {self.root}"):
             self.root.mkdir(parents=True, exist_ok=True)
             with locked(self.root / ".lock"):
                 self._refuse_twin(name)
@@ -111,8 +111,6 @@ class Registry:
                     return f"{name}@{newest}"
                 version = version or newest + 1
                 self._put(package, name, version)
-        except OSError as error:
-            raise UserError(f"registry {self.root}: cannot be written: {error.strerror or error}") from error
         return f"{name}@{version}"
 
     def resolve(self, reference: str | Reference) -> Reference:
@@ -171,12 +169,9 @@ class Registry:
         check_name(name)
         self._check_version(version)
         found = self.resolve(f"{name}@{version}")
-        try:
-            with locked(self.root / ".lock"):
-                aliases = self.aliases(name) | {alias: version}
-                replace_file(self._aliases_file(name), json.dumps(aliases, sort_keys=True, indent=2).encode() + b"\n")
-        except OSError as error:
-            raise UserError(f"registry {self.root}: cannot be written: {error.strerror or error}") from error
+        with named(f"registry {self.root}"), locked(self.root / ".lock"):
+            aliases = self.aliases(name) | {alias: version}
+            replace_file(self._aliases_file(name), json.dumps(aliases, sort_keys=True, indent=2).encode() + b"\n")
         return found
 
     def verify(self, reference: str | Reference | None = None) -> tuple[Verdict, ...]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from graftwork.errors import Conflict, PackageError, UserError
-from graftwork.registry.durable import exchange, place, sibling, write_folder
+from graftwork.errors import Conflict, PackageError
+from graftwork.registry.durable import exchange, named, place, sibling, write_folder
 from graftwork.registry.foreign.embeddings import TOKENIZER, read_embeddings
 from graftwork.registry.foreign.files import read_json, read_tensors
 
@@ -54,15 +54,14 @@ def write_words(
     told = {"format": FORMAT, **asdict(facts), "sha256": hashlib.sha256(data).hexdigest()}
     fresh = sibling(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        write_folder(fresh, {ROWS: data, FACTS: json.dumps(told, indent=2, sort_keys=True).encode()})
-        if save_tokenizer is not None:
-            save_tokenizer(fresh / TOKENIZER)
-        if not place(fresh, folder):
-            _check_ours(folder)
-            exchange(fresh, folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        with named(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_folder(fresh, {ROWS: data, FACTS: json.dumps(told, indent=2, sort_keys=True).encode()})
+            if save_tokenizer is not None:
+                save_tokenizer(fresh / TOKENIZER)
+            if not place(fresh, folder):
+                _check_ours(folder)
+                exchange(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # is there only after a failure
 

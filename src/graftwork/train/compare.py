@@ -18,13 +18,13 @@ from typing import Any
 
 from graftwork.errors import Conflict
 from graftwork.recipe import Recipe, override
-from graftwork.registry.durable import replace_file, strangers
+from graftwork.registry.durable import named, replace_file, strangers
 from graftwork.registry.store import Registry
 from graftwork.train.apart import Apart
 from graftwork.train.comparison import Row, Run, as_json, draw, from_json, page, row_of
 from graftwork.train.data import Data, load_data
 from graftwork.train.devices import need_one_process
-from graftwork.train.folder import RunFolder, named
+from graftwork.train.folder import RunFolder
 from graftwork.train.methods import recipes_of
 from graftwork.train.run import How
 

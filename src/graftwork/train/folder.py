@@ -13,16 +13,15 @@ goes on or takes its place. Errors of the disk become UserErrors that name the f
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from graftwork.errors import Conflict, UserError
+from graftwork.errors import Conflict
 from graftwork.recipe import Recipe
-from graftwork.registry.durable import remove_torn, replace_file, strangers
+from graftwork.registry.durable import named, remove_torn, replace_file, strangers
 from graftwork.train.checkpoint import newest_whole
 
 OWN = (
@@ -126,15 +125,6 @@ def unsaid() -> dict[str, Any]:
         for key, field in section.model_fields.items()
         if not field.is_required() and field.default_factory is None
     }
-
-
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """What the disk refuses is an error that names the place."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def encoded(contents: Mapping[str, Any] | Sequence[Any]) -> bytes:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graftwork.compose.tree import Fuse
+from graftwork.registry.durable import named
 from graftwork.train import attention, screening
-from graftwork.train.folder import RunFolder, named
+from graftwork.train.folder import RunFolder
 from graftwork.train.job import Job
 
 Screening = Sequence[Mapping[str, Any]]

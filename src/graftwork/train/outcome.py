@@ -11,10 +11,10 @@ import torch
 
 from graftwork.errors import PackageError
 from graftwork.model import AdapterModel
-from graftwork.registry.durable import replace_file
+from graftwork.registry.durable import named, replace_file
 from graftwork.registry.package import Package, read
 from graftwork.strict_json import load_json
-from graftwork.train.folder import RunFolder, encoded, named
+from graftwork.train.folder import RunFolder, encoded
 
 _OF_STEPS = ("loss", "learning_rate", "grad_down", "grad_up", "up")
 LIBRARIES = ("graftwork", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")

@@ -26,7 +26,7 @@ from graftwork.evaluate import answer
 from graftwork.model import AdapterModel
 from graftwork.packing import Provenance
 from graftwork.recipe import Recipe, dump
-from graftwork.registry.durable import sibling
+from graftwork.registry.durable import named, sibling
 from graftwork.registry.package import Package, write
 from graftwork.registry.store import Registry
 from graftwork.schema.conflicts import SPLITS
@@ -37,7 +37,7 @@ from graftwork.train.checkpoint import Checkpoint, drop_after, newest_whole
 from graftwork.train.curve import draw
 from graftwork.train.devices import devices_of
 from graftwork.train.fit import fit
-from graftwork.train.folder import RunFolder, named
+from graftwork.train.folder import RunFolder
 from graftwork.train.full import FullModel
 from graftwork.train.fusion import Screening, after, before
 from graftwork.train.hold import held

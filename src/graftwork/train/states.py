@@ -19,10 +19,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from graftwork.registry.durable import locked, place, sibling
+from graftwork.registry.durable import locked, named, place, sibling
 from graftwork.registry.store import default_root
 from graftwork.train.checkpoint import is_whole, seal
-from graftwork.train.folder import named
 
 Numbers = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.int64]]
 _FILE, _LOCK = "states", "lock"

@@ -26,13 +26,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from graftwork.errors import DataError
-from graftwork.registry.durable import locked, place, sibling
+from graftwork.registry.durable import locked, named, place, sibling
 from graftwork.registry.store import default_root
 from graftwork.tasks.encoded import IGNORED
 from graftwork.tasks.task import Redraw
 from graftwork.tasks.text import TextEncoder
 from graftwork.train.checkpoint import is_whole, seal
-from graftwork.train.folder import named
 from graftwork.train.plain import PlainText
 
 _IDS, _LOCK = "ids", "lock"

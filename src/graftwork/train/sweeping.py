@@ -21,12 +21,12 @@ from typing import Any
 from graftwork.build import open_encoder, recipe_task
 from graftwork.errors import Conflict, GraftworkError, RecipeError, UserError, in_a_line
 from graftwork.recipe import Recipe
-from graftwork.registry.durable import remove_torn, replace_file, strangers
+from graftwork.registry.durable import named, remove_torn, replace_file, strangers
 from graftwork.registry.store import Registry
 from graftwork.train.comparison import Row, Run, draw, interval, page, row_of
 from graftwork.train.data import load_data
 from graftwork.train.devices import need_one_process
-from graftwork.train.folder import RunFolder, encoded, named
+from graftwork.train.folder import RunFolder, encoded
 from graftwork.train.outcome import TrainResult
 from graftwork.train.report import written
 from graftwork.train.run import How, train
