@@ -10,12 +10,15 @@ and Fuse(own), which has all weights of a fusion and nothing to transfer. All sy
 Targets: tweet irony; tweet stance, its five topics together and the topic as the second text; MRPC; the English tweets
 and reviews of NusaX, whose sentiment has three classes and no row of SST-2. STS-B, which shares pairs with MRPC, is no
 source. MiniLM has seen paraphrases and NLI in its own training: differences between systems are the point.
+
+Rates are those that do best on the dev rows of two targets with 200 labels and one seed: the head's, the own adapter's,
+and that of Fuse(own + sources), which all fusions take. What is frozen rests for all systems alike.
 """
 
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +28,7 @@ from typing import Any
 import room
 from rich.progress import Progress
 from room import METHODS, Asked, Study, main, page
-from rows import Key, Row, by_seed, matching
+from rows import Key, Row, by_seed, matching, read
 from telling import matched, paired, shown, spread, study_page
 
 from graftwork.build import open_model, recipe_task
@@ -53,7 +56,7 @@ TARGETS = {  # target -> kind and folder
 KINDS = {"sick": "pair"}
 LABELS = (200, 500)
 DEV = 200  # rows that pick the epoch, of every target: as few as somebody with so few labels has
-EPOCHS = 15
+EPOCHS = {200: 15, 500: 8}
 TOPICS = ("abortion", "atheism", "climate", "feminist", "hillary")
 CONTROL, FUSED = "Fuse(own)", "Fuse(own + sources)"
 BEST = "best source"  # on dev, with a new head
@@ -62,56 +65,82 @@ SYSTEMS = (
 )  # fmt: skip
 BAR = -0.3  # points, of Fuse(own + sources) less own
 
-# Chosen by hand on one target, not tuned. What is frozen rests for all systems alike, and then heads read kept states.
-_REST = {"training.base_dropout": False, "training.epochs": EPOCHS}
-OWN = {**METHODS["seq_bn"], **_REST, "training.learning_rate": 1e-3}
-HEAD = {**METHODS["head"], **_REST, "training.learning_rate": 2e-3}
-FUSE = {**_REST, "training.learning_rate": 2e-4, "training.screen_members": False}  # the sources' cells say it
+TRIED = {"head": (2e-3, 5e-3, 1e-3), "own": (1e-3, 3e-3, 5e-4), FUSED: (2e-4, 1e-3, 5e-4)}  # rates, in this order
+TRIED_ON = ("stance", "sentiment")  # with the fewest labels and the first seed
+_REST = {"training.base_dropout": False}
+OWN, HEAD = {**METHODS["seq_bn"], **_REST}, {**METHODS["head"], **_REST}
+FUSE = {**_REST, "training.screen_members": False}  # the sources' cells say it
 SOURCE = {**METHODS["seq_bn"], "training.learning_rate": 1e-3, "training.epochs": 4}
 
 
 def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
-    """Few labels first; seed after seed, so that whatever time there is, targets and systems have as many."""
+    """The rates first. Few labels first; seed after seed, so that whatever time there is, targets and systems have as
+    many."""
     targets, labels, seeds = (("irony",), (200,), asked.seeds[:1]) if asked.quick else (TARGETS, LABELS, asked.seeds)
     systems = ("head", "own", "sst2", "weight average", CONTROL, FUSED) if asked.quick else SYSTEMS
-    return [
+    tried = [] if asked.quick else [key for system in TRIED for key in tries(system, asked)]
+    return tried + [
         {"target": target, "labels": count, "system": system, "seed": seed}
         for count in labels for seed in seeds for target in targets for system in systems
     ]  # fmt: skip
 
 
+def tries(system: str, asked: Asked) -> list[Key]:
+    """The cells that a rate is chosen by. They name the system in another part of their key, and are in no table."""
+    return [
+        {"target": target, "labels": LABELS[0], "tried": system, "rate": rate, "seed": room.SEEDS[0]}
+        for rate in TRIED[system] for target in TRIED_ON
+    ]  # fmt: skip
+
+
+@lru_cache
+def rate_of(system: str, asked: Asked) -> float:
+    """The rate with the best mean on dev, the earlier in TRIED where two are level. Raises LookupError before all have
+    rows, here or among those kept."""
+    for folder in (asked.folder, room.RESULTS):
+        rows = [row for row in read(folder / "e4_fusion.jsonl") if row["key"].get("tried") == system]
+        scores = {rate: [row["dev"] for row in matching(rows, rate=rate)] for rate in TRIED[system]}
+        if all(len(own) == len(TRIED_ON) for own in scores.values()):
+            return max(scores, key=lambda rate: mean(scores[rate]))
+    if asked.quick:
+        return TRIED[system][0]
+    raise LookupError(f"no learning rate of {system}: run benchmarks/science/e4_fusion.py --only tried='{system}'")
+
+
 def work(key: Key, asked: Asked) -> Row:
     """Train and score one system."""
-    target, system = str(key["target"]), str(key["system"])
+    system = str(key["tried"] if "tried" in key else key["system"])
     members = {CONTROL: [], "Fuse(sources)": SOURCES, FUSED: SOURCES}
-    if system == "own":
-        made, result = own(key, asked)
-        return _row(
-            target, made, result.scores["dev"][result.main], room.opened(made, result), result.composition, asked
-        )
-    if system in members:
-        made, result = fused(key, members[system], system != "Fuse(sources)", asked)
-        model = with_members(made, result, registry(asked))
-        row = _row(target, made, result.scores["dev"][result.main], model, result.composition, asked)
-        return row | {"attention": result.attention}
-    return _headed(key, asked)
+    if system not in members and system != "own":
+        return _headed(key, system, asked)
+    rate = float(key["rate"]) if "rate" in key else None
+    made, result = (
+        own(key, asked, rate) if system == "own"
+        else fused(key, members[system], system != "Fuse(sources)", asked, rate)
+    )  # fmt: skip
+    model = room.opened(made, result) if system == "own" else with_members(made, result, registry(asked))
+    row = _row(key, made, result.scores["dev"][result.main], model, result.composition, asked)
+    return row if system == "own" else row | {"attention": result.attention}
 
 
-def fused(key: Key, sources: Sequence[str], with_own: bool, asked: Asked) -> tuple[Recipe, TrainResult]:
+def fused(
+    key: Key, sources: Sequence[str], with_own: bool, asked: Asked, rate: float | None = None
+) -> tuple[Recipe, TrainResult]:
     """A fusion on a target. Of `own` alone it is over two copies: whatever their shares, their sum is V·own."""
     store, members = registry(asked), [source(name, asked) for name in sources]
     if with_own:
         _, result = own(key, asked)
         members = [kept(store, result), *members]
         members += [] if sources else [store.push(result.package, f"{result.name}-again")]
-    told = {**FUSE, "adapter.composition": "fuse", "adapter.members": members}
+    told = {**FUSE, "adapter.composition": "fuse", "adapter.members": members,
+            "training.learning_rate": rate or rate_of(FUSED, asked)}  # fmt: skip
     made = recipe(key, told, f"fuse-{len(sources)}-{'own' if with_own else 'none'}", asked)
     return made, room.trained(made, store)
 
 
-def own(key: Key, asked: Asked) -> tuple[Recipe, TrainResult]:
+def own(key: Key, asked: Asked, rate: float | None = None) -> tuple[Recipe, TrainResult]:
     """The target's own adapter."""
-    made = recipe(key, OWN, "own", asked)
+    made = recipe(key, {**OWN, "training.learning_rate": rate or rate_of("own", asked)}, "own", asked)
     return made, room.trained(made)
 
 
@@ -133,7 +162,7 @@ def recipe(key: Key, told: Mapping[str, Any], name: str, asked: Asked) -> Recipe
     folder = folder_of(target, asked)
     rows = room.drawn(folder / "train.jsonl", count, seed, asked)
     dev = room.drawn(folder / "dev.jsonl", DEV, 0, asked)
-    changes = {**told, "training.seed": seed}
+    changes = {**told, "training.seed": seed, "training.epochs": EPOCHS[count]}
     if asked.quick:
         changes |= {"training.max_steps": 6}
     return room.recipe(
@@ -165,10 +194,11 @@ def with_members(made: Recipe, result: TrainResult, store: Registry) -> AdapterM
     return model
 
 
-def _headed(key: Key, asked: Asked) -> Row:
+def _headed(key: Key, system: str, asked: Asked) -> Row:
     """A new head on the frozen base, on a frozen source, or on an average of the sources."""
-    system = str(key["system"])
-    made = recipe(key, HEAD, f"head-{system.replace(' ', '-')}", asked)
+    rate = key["rate"] if "rate" in key else rate_of("head", asked)
+    told = {**HEAD, "training.learning_rate": rate}
+    made = recipe(key, told, f"head-{system.replace(' ', '-')}", asked)
     wanted = () if system == "head" else (system,) if system in SOURCES else SOURCES
     references = [source(name, asked) for name in wanted]
     job = prepare(made, None)
@@ -189,7 +219,7 @@ def _headed(key: Key, asked: Asked) -> Row:
     scores, _ = evaluate(
         job.model, job.task, job.encoder, job.dev, adapters=adapters, head=job.setup.name, batch_size=64
     )
-    return _row(str(key["target"]), made, scores[job.task.main_score], job.model, adapters, asked, made.name)
+    return _row(key, made, scores[job.task.main_score], job.model, adapters, asked, made.name)
 
 
 def _soup(model: AdapterModel, references: Sequence[str]) -> str:
@@ -197,12 +227,10 @@ def _soup(model: AdapterModel, references: Sequence[str]) -> str:
     return "soup"
 
 
-def _row(
-    target: str, made: Recipe, dev: float, model: AdapterModel, adapters: Any, asked: Asked, head: str = ""
-) -> Row:
+def _row(key: Key, made: Recipe, dev: float, model: AdapterModel, adapters: Any, asked: Asked, head: str = "") -> Row:
     """dev, test, which items are right, and how much trained."""
     task = recipe_task(made, made.task.labels or ())
-    found = room.judged(model, task, room.items_of(target, asked), adapters, head or made.name)
+    found = room.judged(model, task, room.items_of(str(key["target"]), asked), adapters, head or made.name)
     own = counts(model, made.name)
     trained = own["adapter"] + own["fusion"] + own["head"]
     return {"dev": dev, **found, "parameters": {"trained": trained}}
@@ -272,7 +300,22 @@ def told(found: Sequence[Row], asked: Asked) -> str:
     parts += ["## Differences", page.table(["points, 95 % interval", *TARGETS, "all"], lines)]
     columns = ["target", "labels", "system", "mean share of each member", "last layer", "entropy"]
     parts += ["## Where the attention goes", page.table(columns, attended(found))]
+    parts += ["## Learning rates", "Accuracy on the dev rows with 200 labels and one seed; the best mean is taken.",
+              page.table(["system", "rate", *TRIED_ON], tuned(found))]  # fmt: skip
     return study_page(STUDY, found, asked, *parts)
+
+
+def tuned(found: Sequence[Row]) -> list[list[str]]:
+    """What every rate that was tried has on dev."""
+    rows = [(system, rate, matching(found, tried=system, rate=rate)) for system in TRIED for rate in TRIED[system]]
+    return [
+        [system, f"{rate:g}", *(_shown(row["dev"] for row in own if row["key"]["target"] == one) for one in TRIED_ON)]
+        for system, rate, own in rows if own
+    ]  # fmt: skip
+
+
+def _shown(scores: Iterable[float]) -> str:
+    return "".join(f"{100 * score:.1f}" for score in scores)
 
 
 def _mean(rows: Sequence[Row], system: str, target: str) -> str:
@@ -313,8 +356,9 @@ STUDY = Study(
     design="Sources trained once on all rows of SST-2, TREC, tweet emotion and SICK (`seq_bn`, m = 48). Targets: tweet "
     "irony, tweet stance (five topics together, the topic as second text), MRPC, NusaX English sentiment, with 200 and "
     "500 labels, 200 dev rows, three seeds. Head only, own adapter, each source with a new head, weight and output "
-    "average with a new head, Fuse(own), Fuse(sources), Fuse(own + sources); 15 epochs, learning rates chosen by hand, "
-    "not tuned (heads 2e-3, adapters 1e-3, fusions 2e-4), what is frozen without dropout.",
+    "average with a new head, Fuse(own), Fuse(sources), Fuse(own + sources); 15 epochs with 200 labels and 8 with 500, "
+    "the best on dev kept; the rates of heads, adapters and fusions that do best on the dev rows of two targets with "
+    "one seed; what is frozen without dropout.",
     bar="Mean over targets of Fuse(own + sources) - own ≥ -0.3 points; the paired interval of Fuse(own + sources) - "
     "Fuse(own), which has as many weights; where attention goes. Against the best single source: told, no gate.",
     result=result,
