@@ -110,7 +110,8 @@ def rate_of(system: str, asked: Asked) -> float:
 def work(key: Key, asked: Asked) -> Row:
     """Train and score one system."""
     system = str(key["tried"] if "tried" in key else key["system"])
-    members = {CONTROL: [], "Fuse(sources)": SOURCES, FUSED: SOURCES}
+    sources = SOURCES[:2] if asked.quick else SOURCES
+    members = {CONTROL: (), "Fuse(sources)": sources, FUSED: sources}
     if system not in members and system != "own":
         return _headed(key, system, asked)
     rate = float(key["rate"]) if "rate" in key else None
@@ -199,7 +200,7 @@ def _headed(key: Key, system: str, asked: Asked) -> Row:
     rate = key["rate"] if "rate" in key else rate_of("head", asked)
     told = {**HEAD, "training.learning_rate": rate}
     made = recipe(key, told, f"head-{system.replace(' ', '-')}", asked)
-    wanted = () if system == "head" else (system,) if system in SOURCES else SOURCES
+    wanted = () if system == "head" else (system,) if system in SOURCES else SOURCES[:2] if asked.quick else SOURCES
     references = [source(name, asked) for name in wanted]
     job = prepare(made, None)
     for reference in references:
