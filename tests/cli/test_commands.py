@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from graftwork.cli.main import COMMANDS, run
 from tests.train.small import model_folder, texts, write
@@ -264,3 +265,33 @@ def test_a_mistake_ends_in_one_message_and_code_2(typed: Type, tmp_path: Path, w
     assert said.code == 2
     assert says in said.err
     assert said.out == "" or "Usage" in said.out or "listening" in said.out
+
+
+REFUSALS: dict[str, Callable[[], object]] = {
+    "accelerator": lambda: raised(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")),
+    "machine": lambda: torch.empty(2**50),  # what torch's allocator itself says
+}
+
+
+def raised(error: Exception) -> object:
+    raise error
+
+
+@pytest.mark.parametrize("place", REFUSALS)
+@pytest.mark.parametrize("how", [[], ["--together"]])
+def test_a_training_without_memory_says_what_takes_less_and_goes_on_later(
+    typed: Type, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, how: list[str]
+) -> None:
+    output = tmp_path / "run"
+    words = ["train", shop / "mood.yaml", "--set", f"output={output}", *how]
+    with monkeypatch.context() as scarce:
+        scarce.setattr(torch.nn.functional, "linear", lambda *given: REFUSALS[place]())
+        said = typed(*words)
+    assert said.code == 1
+    first, advice = said.err.strip().splitlines()[-2:]
+    assert first.startswith("error: ")
+    assert "allocate" in first
+    assert "training.batch_size with training.gradient_accumulation" in advice
+    assert "--resume" in advice
+    assert typed(*words, "--resume").code == 0
+    assert (output / "result.json").is_file()

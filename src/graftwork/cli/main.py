@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from graftwork.errors import GraftworkError, UserError
+from graftwork.errors import GraftworkError, UserError, in_a_line
 
 # command -> file that holds it, and its line in `graftwork --help`
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -29,6 +29,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("graftwork.cli.show", "Say what a model, method, package or composition is."),
     "demo": ("graftwork.cli.demo", "The whole story on a real encoder, in a few minutes."),
 }
+
+SMALLER = (
+    "the memory is used up: take smaller batches (training.batch_size with training.gradient_accumulation, or "
+    "training.gradient_checkpointing), shorter texts (training.max_seq_length), or train one recipe at a time; a "
+    "training goes on from its last checkpoint with --resume"
+)
 
 
 class Late(TyperGroup):
@@ -95,8 +101,19 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if _out_of_memory(error):
+            print(f"error: {in_a_line(error)}\n{SMALLER}", file=sys.stderr)
+            return 1
         return _usage(error)
     return code if isinstance(code, int) else 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether the machine or its accelerator refused memory: torch's own error, known by name since no torch is loaded
+    here, or that of its allocator on the CPU, which is a bare RuntimeError."""
+    return (
+        isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__ or "allocate memory" in str(error)
+    )
 
 
 def _usage(error: Exception) -> int:
