@@ -4,7 +4,8 @@
 
 He et al. 2021 and UniPELT (Mao et al. 2022) find adapters ahead in low-resource tasks. A seed draws the labelled rows
 too, the same for every method, and a fifth as many dev rows (20 at least); so intervals hold for labels drawn anew.
-Learning rates: those that E1 chose on SST-2. 160 steps whatever the number of labels, the same for all methods.
+Learning rates: those that E1 chose on SST-2. 160 steps at most whatever the number of labels, fewer where dev scores
+have not risen for a quarter of them or more; the same for all methods.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ TASKS = ("sst2", "snips")
 LABELS = (100, 500, 1000)
 COMPARED = ("full", "seq_bn", "lora")
 EPOCHS = {100: 40, 500: 10, 1000: 5}
+PATIENCE = {100: 10, 500: 4, 1000: 2}  # epochs without a better dev score that end a run
 SEEDS = (0, 1, 2, 3, 4)
 
 
@@ -44,6 +46,7 @@ def work(key: Key, asked: Asked) -> Row:
         "training.learning_rate": e1_parity.rate_of("sst2", method, asked),
         "training.seed": seed,
         "training.epochs": EPOCHS[count],
+        "training.early_stopping_patience": PATIENCE[count],
         "training.logging_steps": 1000,
     }
     name = f"{task}-e9-{method}"
@@ -100,8 +103,9 @@ STUDY = Study(
     claim="With few labels adapters do better than full fine-tuning (He et al. 2021; Mao et al. 2022).",
     design="100, 500 and 1,000 labels of SST-2 and snips × full, seq_bn m=48, LoRA r=8 × 5 seeds; a seed draws the "
     "rows too, the same for every method, and a fifth as many dev rows, 20 at least. Learning rates as E1 chose them "
-    f"on SST-2; 160 steps: {', '.join(f'{epochs} epochs for {count} labels' for count, epochs in EPOCHS.items())}, the "
-    "same for all methods, the best on dev kept.",
+    f"on SST-2; {', '.join(f'{EPOCHS[count]} epochs for {count} labels' for count in LABELS)}, ended after "
+    f"{', '.join(map(str, PATIENCE.values()))} without a better dev score, the same for all methods, the best on dev "
+    "kept.",
     bar="None: reported with intervals.",
     result=result,
 )  # fmt: skip
