@@ -46,6 +46,7 @@ MLM: dict[str, Any] = {  # short blocks: a step of 16 x 64 pieces
 LANGUAGE = {"adapter.variant": "seq_bn_inv", "adapter.reduction_factor": 2, "training.learning_rate": 1e-3}
 TASK = {"adapter.variant": "seq_bn", "adapter.reduction_factor": 8, "training.learning_rate": 1e-3}
 SYSTEMS = ("swap", "kept", "none", "task only", "ready", "in language")
+PARTS = ("kept: NICE", "kept: bottlenecks")  # one part of the source's adapter, in the made language
 ROWS = 2000  # training rows of a task at most: of 12,035 English sentences, as in E1; SIB-200 has 701
 EXACT = 1e-5  # that the inverse of what was trained may be off
 DEV_ROWS = 300  # of a task, which pick the epoch
@@ -63,7 +64,7 @@ def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
     return [
         {"task": task, "target": target, "system": system, "seed": seed}
         for task, target, seed in cells
-        for system in SYSTEMS
+        for system in (SYSTEMS if target != MADE or asked.quick else (*SYSTEMS, *PARTS))
         if (task, target, system) != ("pos", "de", "in language")
     ]
 
@@ -75,19 +76,31 @@ def work(key: Key, asked: Asked) -> Row:
     below = {"task only": None, "ready": (en, other), "in language": coupling(asked) if target == MADE else other}
     at_home = system == "in language" and target != MADE
     own = task(kind, below.get(system, en), target if at_home else "en", seed, asked)
-    inner = {"swap": [other], "ready": [other], "kept": [en]}.get(system, [])
+    inner = {"swap": [other], "ready": [other], "kept": [en]}.get(system.partition(":")[0], [])
     inner += [other] if at_home else []
     chain = [*([coupling(asked)] if target == MADE else []), *inner, own]
     composition = f"Stack({', '.join(chain)})" if len(chain) > 1 else chain[0]
-    return {"composition": composition, **scored(composition, own, kind, "en" if target == MADE else target, asked)}
+    silent = (en, system == PARTS[1]) if system in PARTS else None
+    folder = "en" if target == MADE else target
+    return {"composition": composition, **scored(composition, own, kind, folder, asked, silent)}
 
 
-def scored(composition: str, own: str, kind: str, folder: str, asked: Asked) -> Row:
-    """The test score of a composition of packages, which items are right, and what its inverses are off."""
+def scored(
+    composition: str, own: str, kind: str, folder: str, asked: Asked, silent: tuple[str, bool] | None = None
+) -> Row:
+    """The test score of a composition of packages, which items are right, and what its inverses are off.
+
+    silent: an adapter of which one part passes on what it is given, its NICE (True) or its bottlenecks.
+    """
     store, tree = registry(asked), parse(composition)
     model = open_model(ModelSection(name=room.BASE["model.name"]))
     for name in leaves(tree):
         model.install(store.get(name), name, with_head=name == own)
+    if silent is not None:
+        for module in model.parts.modules_of("adapters", silent[0]).values():
+            if isinstance(module, EmbeddingAdapter) == silent[1]:
+                for parameter in module.parameters():  # at zero both kinds add nothing to what they are given
+                    parameter.data.zero_()
     read = package_task(store.get(own).manifest)
     items = room.items_in(SHARED / TASKS[kind][1] / folder / "test.jsonl", read.kind, asked)
     return {**room.judged(model, read, items, tree, own), "inverse": off(model)}
@@ -195,9 +208,13 @@ def result(found: Sequence[Row], asked: Asked) -> str:
         f"{one} - {other} {shown(paired([matched(made[other], made[one])]))}"
         for one, other in (("swap", "kept"), ("kept", "none"))
     )
+    of_kept = {part: runs(found, "pos", MADE, part) for part in PARTS}
+    each = ", ".join(f"{part} {100 * mean(row['test'] for row in own.values()):.1f}"
+                     for part, own in of_kept.items() if own)  # fmt: skip
     return (
         f"Made language, {min(map(len, made.values()))} seed(s): {said}; swapping closes {closed:.0%} of the gap of "
-        f"{100 * gap:.1f} points, {steps}; inverses are off by {inverse:.0e} at most: the bar {held}.{_real(found)}"
+        f"{100 * gap:.1f} points, {steps}{f' ({each})' if each else ''}; inverses are off by {inverse:.0e} at most: "
+        f"the bar {held}.{_real(found)}"
     )
 
 
@@ -221,7 +238,7 @@ def told(found: Sequence[Row], asked: Asked) -> str:
     ]
     for task, target in dict.fromkeys((row["key"]["task"], row["key"]["target"]) for row in found):
         lines, swap = [], runs(found, task, target, "swap")
-        for system in SYSTEMS:
+        for system in (*SYSTEMS, *PARTS):
             if own := runs(found, task, target, system):
                 more = shown(paired([matched(own, swap)])) if swap and system != "swap" else ""
                 score = spread([row["test"] for row in own.values()])
@@ -240,7 +257,8 @@ STUDY = Study(
         "UD POS (2,000 of the 12,035 English training sentences) in Stack(en, pos), carried to a made language (a "
         "fixed coupling on the embeddings), to German and to Indonesian, and the topics of SIB-200 to German, "
         "Indonesian, Spanish and Swahili: target adapter swapped in, source kept, none, task adapter trained alone, "
-        "trained over both language adapters in turn (ready), trained in the language itself. Language and invertible "
+        "trained over both language adapters in turn (ready), trained in the language itself; in the made "
+        "language also the source kept by one of its two parts alone. Language and invertible "
         f"adapters (reduction factor 2): {MLM['training.max_steps']:,} steps of masked words on 16 blocks of 64 "
         "pieces, under a head trained once on English and frozen. Learning rates 1e-3 throughout, not tuned."
     ),

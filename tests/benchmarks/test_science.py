@@ -335,8 +335,14 @@ def test_e6_says_how_much_of_the_gap_the_swap_closes(tmp_path: Path, swap: float
     assert f"swapping closes {(swap - 0.5) / 0.4:.0%} of the gap of 40.0 points" in said
     assert f"pos, de: swap above kept {100 * (swap - 0.55):+.2f} [" in said
     assert e6.told(found, told).count("| swap | 3 |") == 2
+    halves = [row({**found[0]["key"], "system": part}, sets[0], inverse=0.0) for part in e6.PARTS]
+    assert f"] (kept: NICE {100 * swap:.1f}, kept: bottlenecks {100 * swap:.1f}); inverses" in e6.result(
+        [*found, *halves], told
+    )
     wanted = e6.plan([], told)
-    assert len(wanted) == 3 * (7 * len(e6.SYSTEMS) - 1), "German has no training rows of UD"
+    of_parts = [key for key in wanted if key["system"] in e6.PARTS]
+    assert len(of_parts) == 3 * len(e6.PARTS)
+    assert len(wanted) - len(of_parts) == 3 * (7 * len(e6.SYSTEMS) - 1), "German has no training rows of UD"
 
 
 def test_e9_compares_what_saw_the_same_labels(tmp_path: Path) -> None:
