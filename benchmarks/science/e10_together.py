@@ -2,11 +2,12 @@
 
     python benchmarks/science/e10_together.py [--quick] [--minutes N] [--seeds 0,1,2] [--only set=widths] [--page]
 
-Eight widths of `seq_bn` on TREC (reduction factors 2 to 128) and one adapter for each task of this room, 1,000 training
-rows each, three epochs, in batches of 4 and of 32; by `train` one after another and by `train_together` in one run. The
-base rests (`base_dropout: false`), so that both ways are the same arithmetic and differ by rounding and what it does to
-close decisions. Seconds are those of the wall and of all processors, of everything that belongs to a run: reading,
-training, scoring dev, packages. The learning rate is one for all, for nothing is compared but the two ways.
+Eight widths of `seq_bn` on TREC (reduction factors 2 to 128) and one adapter for each task of this room, 400 training
+and 200 dev rows each, three epochs, in batches of 4 and of 32; by `train` one after another and by `train_together` in
+one run. The base rests (`base_dropout: false`), so that both ways are the same arithmetic and differ by rounding and
+what it does to close decisions. Seconds are those of the wall and of all processors, of everything that belongs to a
+run: reading, training, scoring dev, packages. The learning rate is one for all, for nothing is compared but the two
+ways.
 """
 
 import shutil
@@ -29,7 +30,7 @@ from graftwork.train.run import train
 from graftwork.train.together import train_together
 
 FACTORS = (2, 4, 8, 16, 32, 64, 96, 128)
-ROWS, EPOCHS, RATE = 1000, 3, 1e-3
+ROWS, DEV_ROWS, EPOCHS, RATE = 400, 200, 3, 1e-3
 BATCHES = (4, 32)
 WAYS = ("apart", "together")
 WITHIN = 1.0  # points that the mean of a set may differ by
@@ -85,11 +86,12 @@ def _recipes(key: Key, asked: Asked) -> list[tuple[str, Recipe]]:
     wanted = [("trec", factor) for factor in factors] if key["set"] == "widths" else [(task, 16) for task in room.TASKS]
     made = []
     for task, factor in wanted:
-        rows = room.drawn(room.SHARED / room.TASKS[task][1] / "train.jsonl", count, 0, asked)
+        rows, dev = (room.drawn(room.rows_of(task, split), number, 0, asked)
+                     for split, number in (("train", count), ("dev", DEV_ROWS)))  # fmt: skip
         own = {**changes, "adapter.variant": "seq_bn", "adapter.reduction_factor": factor}
         name = f"{task}-r{factor}-{key['way']}"
         told = replace(asked, quick=False) if asked.quick else asked
-        one = room.recipe(task, own, name=name, asked=told, train_rows=rows)
+        one = room.recipe(task, own, name=name, asked=told, train_rows=rows, dev_rows=dev)
         made.append((task, recipes.override(one, {"training.max_steps": 6}) if asked.quick else one))
     return made
 
@@ -151,8 +153,8 @@ def _pairs(found: Sequence[Row], name: str, batch: int) -> list[tuple[Row, Row]]
 STUDY = Study(
     "e10_together", plan, work, told,
     claim="Many adapters over one frozen base can be trained in one run: the same adapters, for less time.",
-    design="TREC × 8 widths of seq_bn, and one adapter for each task of this room; 1,000 training rows each, 3 epochs, "
-    "batches of 4 and of 32, the base at rest; one after another and in one run, 3 seeds.",
+    design="TREC × 8 widths of seq_bn, and one adapter for each task of this room; 400 training and 200 dev rows each, "
+    "3 epochs, batches of 4 and of 32, the base at rest; one after another and in one run, 3 seeds.",
     bar=f"Mean test score of a set within {WITHIN:g} points of training apart; times are told.",
     result=result,
 )  # fmt: skip
