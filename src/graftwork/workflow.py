@@ -70,7 +70,7 @@ def read_recipes(
     paths: Sequence[Path | str], changes: Mapping[str, Any] | None = None, sweep: Sequence[str] = ()
 ) -> list[Recipe]:
     """Recipe files with some dotted keys changed, once for every choice of what is swept over: `training.seed=0,1`."""
-    return [made for path in paths for made in expand(*read_sweep(path, changes, sweep))]
+    return [made for path in paths for made in expand(*read_sweep(path, changes, sweep), given=changes or {})]
 
 
 def read_sweep(

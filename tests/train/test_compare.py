@@ -148,6 +148,57 @@ def test_rows_and_prices_of_before_stay_while_a_comparison_goes_on(tmp_path: Pat
         compare(made, ["lora"], folder=place)
 
 
+def test_other_settings_for_what_is_finished_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    made = small.recipe(tmp_path, {"training.epochs": 1}, train=16, dev=6)
+    compare(made, ["head_only"], folder=tmp_path / "out", told=ignored)
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    longer = {name: {"training.epochs": 2} for name in ("head_only", "recipe")}
+    with pytest.raises(Conflict, match=r"epochs was \d+, is 2; put the new one in its place \(--overwrite\)"):
+        compare(made, ["recipe", "head_only"], folder=tmp_path / "out", changes=longer, told=ignored)
+    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()} == before
+
+
+def test_a_row_stays_where_its_runs_are_and_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    made = small.recipe(tmp_path, {"training.epochs": 1}, train=16, dev=6)
+    (old,) = compare(made, ["head_only"], folder=tmp_path / "out", told=ignored)
+    run_file = Path(old.folders[0], "run.json")
+    there = json.loads(run_file.read_text())
+    run_file.write_text(json.dumps({**there, "base": "of other weights"}))
+    (row,) = compare(made, ["head_only"], folder=tmp_path / "out", told=ignored)
+    assert "base was 'of other weights'" in (row.error or "")
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())[0]["score"] == old.score
+    (tmp_path / "away").mkdir()
+    run_file.parent.rename(tmp_path / "away" / "run")
+    run_file.parent.mkdir()
+    (run_file.parent / "mine.txt").write_text("")
+    (row,) = compare(made, ["head_only"], folder=tmp_path / "out", told=ignored)
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())[0]["score"] is None, "its runs are gone"
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_rows_of_other_data_are_refused_also_without_dev_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    made = small.recipe(tmp_path, {"training.epochs": 1, "training.seed": 5}, train=16)
+    made = made.model_copy(update={"data": made.data.model_copy(update={"dev": None, "test": None})})
+    monkeypatch.chdir(tmp_path)
+    place = Path("out")
+    compare(made, ["head_only"], folder=place, seeds=[seed], told=ignored)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    small.write(tmp_path / "more.jsonl", small.texts(18, 3))
+    for change in ({"train": str(tmp_path / "more.jsonl")}, {"test": str(tmp_path / "more.jsonl")}):
+        other = made.model_copy(update={"data": made.data.model_copy(update=change)})
+        with pytest.raises(Conflict, match=r"holds rows of other data \(head_only\)"):
+            compare(other, ["lora"], folder=tmp_path / "out", told=ignored)
+    rows = compare(made, ["lora"], folder=tmp_path / "out", changes={"lora": {"training.max_steps": 1}}, told=ignored)
+    assert rows[0].score is not None
+
+
+def ignored(line: str) -> None:
+    """Nobody is told."""
+
+
 @pytest.mark.parametrize("held", ['{"a": 1}', "[1]", '[{"score": 1}]', '[{"method": "a", "score": "x"}]', "[", "\xff"])
 def test_a_table_of_another_shape_is_a_conflict(tmp_path: Path, held: str) -> None:
     place = earlier(tmp_path / "out")

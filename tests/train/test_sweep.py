@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from graftwork.errors import RecipeError
+from graftwork.recipe import override
 from graftwork.train.sweep import choices, expand
 from tests.train import small
 
@@ -29,6 +30,18 @@ def test_words_with_signs_make_names(tmp_path: Path) -> None:
         "mood-variant-seq_bn-reduction_factor-2-bf16-no",
         "mood-variant-lora-bf16-no",
     ]
+
+
+def test_what_is_given_on_purpose_outlives_a_method(tmp_path: Path) -> None:
+    given = {"training.epochs": 1, "training.learning_rate": 0.5, "output": str(tmp_path / "x")}
+    made = override(small.recipe(tmp_path), given)
+    for one in expand(made, {"method": ["lora", "seq_bn"]}, given=given):
+        assert (one.training.epochs, one.training.learning_rate) == (1, 0.5)
+        assert Path(one.output).name.startswith("x-method-")
+    rates = [one.training.learning_rate for one in expand(
+        made, {"method": ["lora"], "training.learning_rate": [0.25, 0.5]}, given=given)]  # fmt: skip
+    assert rates == [0.25, 0.5], "what is swept over goes before what is given"
+    assert expand(made, {"method": ["lora"]})[0].training.epochs != 1, "of a recipe's own the method takes the place"
 
 
 def test_without_choices_a_recipe_is_itself(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,41 @@ def test_a_run_that_a_library_ends_fails_alone(made: Recipe, monkeypatch: pytest
     assert "out of memory" in (found.folder / "sweep.md").read_text()
 
 
+@pytest.mark.parametrize("together", [None, True])
+def test_what_a_library_refuses_of_one_recipe_is_a_row_also_together(made: Recipe, together: bool | None) -> None:
+    few = override(made, {"training.lr_scheduler": "polynomial", "training.batch_size": 2})
+    found = sweep(few, {"training.learning_rate": [1e-2, 1e-8]}, progress=False, together=together)
+    assert found.together
+    assert found.rows[0].score == result(found.results[0]).scores["test"]["accuracy"]
+    assert (found.rows[1].error or "").startswith("ValueError: lr_end")
+
+
+@pytest.mark.parametrize("together", [None, True])
+def test_what_a_library_refuses_of_all_at_once_goes_on_one_after_another(
+    made: Recipe, monkeypatch: pytest.MonkeyPatch, together: bool | None
+) -> None:
+    def scarce(recipes: list[Recipe], **given: Any) -> None:
+        for recipe in recipes:
+            train(override(recipe, {"training.epochs": 1}), registry=None, progress=False)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(sweeping, "train_together", scarce)
+    few = override(made, {"training.batch_size": 2})
+    if together:  # what is asked for is not tried another way
+        with pytest.raises(torch.OutOfMemoryError):
+            sweep(few, WIDTHS, progress=False, together=True)
+        return
+    found = sweep(few, WIDTHS, progress=False)
+    assert not found.together
+    assert [row.error for row in found.rows] == [None, None]
+
+
+def test_seconds_that_others_share_stay_unsaid_when_the_runs_are_read_back(made: Recipe) -> None:
+    sweep(made, WIDTHS, progress=False, together=True)
+    again = sweep(made, WIDTHS, progress=False, together=False, how=How(resume=True))
+    assert [row.seconds for row in again.rows] == [None, None]
+
+
 @pytest.mark.parametrize("together", [None, False, True])
 def test_several_processes_are_refused(made: Recipe, together: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "devices_of", lambda recipe: devices.Devices(rank=0, count=2))
@@ -201,3 +237,20 @@ def test_the_gap_is_paired_by_seed() -> None:
     alone = gap([row("wide", 0.9, 90, 0.7), row("small", 0.8, 20, 0.5)])
     assert str(alone) == "chosen on dev: wide, which is the widest"
     assert gap([row("one", 0.9, 90, 0.7)]) is None
+
+
+def test_of_several_as_wide_the_gap_takes_the_best_on_dev() -> None:
+    wide, slow = row("wide", 0.91, 90, 0.90), row("wide, slow", 0.30, 90, 0.30)
+    assert str(gap([slow, wide, row("small", 0.9, 20, 0.88)])) == "chosen on dev: wide, which is the widest"
+    found = gap([slow, wide, row("small", 0.92, 20, 0.88)])
+    assert found is not None
+    assert (found.widest, found.value) == ("wide", pytest.approx(0.02))
+
+
+def test_what_lost_a_seed_is_neither_chosen_nor_the_widest() -> None:
+    left = replace(row("fast", 0.95, 90, 0.95), error="training diverged (seed 1)")
+    whole = [row("small", 0.9, 20, 0.9, 0.9), row("wide", 0.8, 50, 0.9, 0.8)]
+    found = gap([left, *whole])
+    assert found is not None
+    assert (found.chosen, found.widest) == ("small", "wide")
+    assert gap([left, replace(whole[0], error="training diverged (seed 2)")]) is not None, "better than nothing"

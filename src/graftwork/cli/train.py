@@ -58,7 +58,9 @@ def command(
     _check(len(recipes), together or bool(choices), push_as)
     if choices and len(recipes) == 1:
         how = How(resume=resume, overwrite=overwrite, command=said)
-        swept = train_sweep(one, choices, registry=registry, how=how, progress=progress, together=together or None)
+        swept = train_sweep(
+            one, choices, given=given, registry=registry, how=how, progress=progress, together=together or None
+        )
         _show([one.name for one in swept.recipes], swept.results, as_json, *swept.told())
         return
     if choices or together:

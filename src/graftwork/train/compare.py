@@ -25,10 +25,14 @@ from graftwork.train.comparison import Row, Run, as_json, draw, from_json, page,
 from graftwork.train.data import Data, load_data
 from graftwork.train.devices import need_one_process
 from graftwork.train.folder import RunFolder
+from graftwork.train.job import asked_for
 from graftwork.train.methods import recipes_of
 from graftwork.train.run import How
+from graftwork.train.stages import recipes_among
 
 OWN = ("compare.json", "compare.md", "compare.png")
+SEED = "recipe.training.seed"  # in run.json
+OTHER = {"recipe.model.name": "another base", "recipe.task.kind": "another task", "data": "other data"}
 
 
 def compare(
@@ -58,6 +62,9 @@ def compare(
     data = load_data(recipe)  # what is wrong with the rows is wrong with every run
     before = _before(place)
     _alike(recipe, data, place, [row for row in before.values() if row.method not in methods])
+    for one in made if not how.overwrite else ():
+        if not recipes_among(one.recipe):  # a first stage puts its packages in their place
+            RunFolder(one.recipe.output).check_asked(asked_for(one.recipe))
     prices = {row.method: row.price for row in before.values() if not (how.overwrite and row.method in methods)}
     done: list[Run] = []
     with Apart() as apart:
@@ -67,7 +74,7 @@ def compare(
                 prices[run.method] = answer["price"]
             done.append(Run(run.method, run.recipe, answer))
             rows = [row_of(method, done, prices.get(method)) for method in dict.fromkeys(one.method for one in done)]
-            table = _table(before, rows, {one.method for one in made[len(done) :]})
+            table = _table(place, before, rows, {one.method for one in made[len(done) :]})
             with named(place):
                 place.mkdir(parents=True, exist_ok=True)
                 replace_file(Path(place, OWN[0]), as_json(table))
@@ -120,27 +127,45 @@ def _before(folder: Path) -> dict[str, Row]:
 
 def _alike(recipe: Recipe, data: Data, folder: Path, rows: Sequence[Row]) -> None:
     """Raise Conflict where rows to stay beside those of a recipe are of another base, task or other data."""
-    asked = {"recipe.model.name": recipe.model.name, "recipe.task.kind": recipe.task.kind}
-    if recipe.data.dev is not None:  # else every seed has dev rows of its own
-        asked["data"] = data.digest
-    for key, value in asked.items():
-        runs = {row.method: RunFolder(row.folders[0]).run for row in rows if row.folders}
-        there = {method: json.loads(run.read_bytes()) for method, run in runs.items() if run.is_file()}
-        if others := [method for method, run in there.items() if run.get(key) != value]:
-            what = {"data": "other data", "recipe.task.kind": "another task"}.get(key, "another base")
+    runs = {row.method: _runs(folder, row)[0].run for row in rows if row.folders}
+    there = {method: json.loads(run.read_bytes()) for method, run in runs.items() if run.is_file()}
+    digests = {seed: _digest(recipe, data, seed) for seed in {run[SEED] for run in there.values()}}
+    own = {"recipe.model.name": recipe.model.name, "recipe.task.kind": recipe.task.kind}
+    asked = {method: own | {"data": digests[run[SEED]]} for method, run in there.items()}
+    for key, what in OTHER.items():
+        if others := [method for method, run in there.items() if run.get(key) != asked[method][key]]:
             raise Conflict(f"{folder / OWN[0]}: holds rows of {what} ({', '.join(others)}); choose another folder")
 
 
-def _table(before: Mapping[str, Row], rows: Sequence[Row], unfinished: Collection[str]) -> list[Row]:
-    """The rows of before, and these in their places or after them; one that lacks seeds is not put there yet."""
-    now = {
-        row.method: row
-        for row in rows
-        if row.method not in unfinished
-        or row.method not in before
-        or before[row.method].seeds.keys() <= row.seeds.keys()
-    }
+def _runs(folder: Path, row: Row) -> list[RunFolder]:
+    """The folders of a row's runs, which lie in that of the comparison, wherever one worked when they were made."""
+    return [RunFolder(folder / Path(place).name) for place in row.folders]
+
+
+def _digest(recipe: Recipe, data: Data, seed: int) -> str:
+    """That of a recipe's rows as a run with a seed has them: where no dev rows are named, every seed has its own."""
+    if recipe.data.dev is not None or seed == recipe.training.seed:
+        return data.digest
+    return load_data(override(recipe, {"training.seed": seed})).digest
+
+
+def _table(folder: Path, before: Mapping[str, Row], rows: Sequence[Row], unfinished: Collection[str]) -> list[Row]:
+    """The rows of before, and these in their places or after them.
+
+    One that lacks seeds is not put there yet, and never where they failed while the runs of before are still there.
+    """
+    now = {}
+    for row in rows:
+        old = before.get(row.method)
+        whole = old is None or old.seeds.keys() <= row.seeds.keys()
+        if whole or not (row.method in unfinished or (row.error and _there(folder, before[row.method]))):
+            now[row.method] = row
     return [*{**before, **now}.values()]
+
+
+def _there(folder: Path, row: Row) -> bool:
+    """Whether a row's runs are."""
+    return bool(row.folders) and all(run.finished for run in _runs(folder, row))
 
 
 def _line(run: Run) -> str:

@@ -94,17 +94,27 @@ class RunFolder:
             replace_file(self.run, encoded(identity))
             replace_file(self.recipe, recipe.encode())
 
-    def _compare(self, identity: Mapping[str, Any]) -> None:
+    def check_asked(self, asked: Mapping[str, Any]) -> None:
+        """Raise Conflict where a run is here whose recipe said something else; `asked`: that part of an identity."""
+        if self.run.is_file():
+            with named(self.path):
+                self._compare(asked, only="recipe.")
+
+    def _compare(self, identity: Mapping[str, Any], only: str = "") -> None:
         try:
             there = json.loads(self.run.read_bytes())
         except ValueError:
             raise Conflict(f"{self.run}: is damaged; start again with --overwrite") from None
+        there = {key: value for key, value in there.items() if key.startswith(only)}
         there = {key: value for key, value in unsaid().items() if key in identity} | there
         here = json.loads(encoded(identity))
         differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
         if differing:
             says = "; ".join(f"{key} was {there.get(key)!r}, is {here.get(key)!r}" for key in differing[:10])
-            raise Conflict(f"{self.path}: is another run's, so it cannot go on: {says}")
+            raise Conflict(
+                f"{self.path}: is another run's, so it cannot go on: {says}; put the new one in its place "
+                "(--overwrite), or choose another output"
+            )
 
     def _clear(self) -> None:
         for name in OWN:  # run.json last: what is half-removed is still a run that can be put out of the way

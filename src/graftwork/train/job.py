@@ -66,13 +66,17 @@ class Job:
     @property
     def identity(self) -> dict[str, Any]:
         """What a run stands on; two runs with the same identity are the same run."""
-        written = self.recipe.model_dump(mode="json", exclude={"output", "serving", "compare"})
         return {
-            **dict(_flat(written, "recipe")),
+            **asked_for(self.recipe),
             "data": self.data.digest,
             "base": self.model.backbone.fingerprint,
             **{f"package {member.name}": member.digest for member in self.setup.members},
         }
+
+
+def asked_for(recipe: Recipe) -> dict[str, Any]:
+    """The part of a run's identity that its recipe says."""
+    return dict(_flat(recipe.model_dump(mode="json", exclude={"output", "serving", "compare"}), "recipe"))
 
 
 def _adapter(model: AdapterModel, recipe: Recipe, task: Task, registry: Registry | None) -> tuple[Setup, nn.Module]:

@@ -10,17 +10,28 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from graftwork.errors import RecipeError
 from graftwork.recipe import Recipe, override, settings
+from graftwork.schema.methods import KEY as METHOD
 
 SEED = "training.seed"
 OWN = ("name", "output")  # keys that follow from the others
 
 
-def expand(recipe: Recipe, choices: Mapping[str, Sequence[Any]], *, source: str = "--sweep") -> list[Recipe]:
-    """A recipe for every combination of choices. Raises RecipeError with what is wrong with keys or values."""
+def expand(
+    recipe: Recipe,
+    choices: Mapping[str, Sequence[Any]],
+    *,
+    given: Mapping[str, Any] = MappingProxyType({}),
+    source: str = "--sweep",
+) -> list[Recipe]:
+    """A recipe for every combination of choices. Raises RecipeError with what is wrong with keys or values.
+
+    given: keys that were changed on purpose, which a `method` among the choices leaves as they are.
+    """
     problems = [f"{source} {key}: {key} follows from what is swept over; leave it out" for key in choices if key in OWN]
     problems += [f"{source} {key}: there is nothing to choose from" for key, values in choices.items() if not values]
     for key, values in choices.items():
@@ -36,7 +47,8 @@ def expand(recipe: Recipe, choices: Mapping[str, Sequence[Any]], *, source: str 
     for setting in combined(choices):
         suffix = "".join(f"-{key.rpartition('.')[2]}-{_text(value)}" for key, value in setting.items())
         own = {"name": recipe.name + suffix, "output": recipe.output + suffix}
-        made.append(override(recipe, setting | own, source=source) if suffix else recipe)
+        stays = given if METHOD in setting else {}
+        made.append(override(recipe, {**stays, **setting, **own}, source=source) if suffix else recipe)
     return made
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
+from types import MappingProxyType
 from typing import Any
 
 from graftwork.build import open_encoder, recipe_task
@@ -31,7 +32,7 @@ from graftwork.train.outcome import TrainResult
 from graftwork.train.report import written
 from graftwork.train.run import How, train
 from graftwork.train.sweep import combined, expand, label
-from graftwork.train.together import check, train_together
+from graftwork.train.together import SHARED, check, train_together
 
 FEW = 128  # pieces in a batch
 SAMPLED = 100  # rows whose length says how long rows are
@@ -90,31 +91,32 @@ def sweep(
     recipe: Recipe,
     choices: Mapping[str, Sequence[Any]],
     *,
+    given: Mapping[str, Any] = MappingProxyType({}),
     registry: Registry | None = None,
     how: How | None = None,
     progress: bool | None = None,
     together: bool | None = None,
 ) -> Swept:
-    """Train a recipe with every combination of choices. together: left out, where it pays.
+    """Train a recipe with every combination of choices. given: as for `expand`. together: left out, where it pays.
 
     Raises UserErrors before anything is written, where they are wrong with all; what fails otherwise fails alone.
     """
     need_one_process(recipe)
     how = how or How()
-    recipes, folder = expand(recipe, choices), Path(f"{recipe.output}-sweep")
+    recipes, folder = expand(recipe, choices, given=given), Path(f"{recipe.output}-sweep")
     _check(folder)
     for one in recipes:
         RunFolder(one.output).check(resume=how.resume, overwrite=how.overwrite)
-    given: dict[str, Any] = {
+    call: dict[str, Any] = {
         "registry": registry,
         "resume": how.resume,
         "overwrite": how.overwrite,
         "progress": progress,
         "command": how.command,
     }
-    results, shared = _trained(recipes, together, given)
+    results, shared = _trained(recipes, together, call)
     labels = [label(setting) for setting in combined(choices)]
-    rows = [_own(row, shared) for row in _rows(labels, recipes, results)]
+    rows = _rows(labels, recipes, results)
     return _write(Swept(recipes, results, rows, gap(rows), shared, folder), recipe.name, how.command)
 
 
@@ -145,12 +147,17 @@ def pays(recipes: Sequence[Recipe]) -> bool:
 
 
 def gap(rows: Sequence[Row]) -> Gap | None:
-    """The widest beside what was chosen; None where nothing has a score, or all that trained is as wide."""
-    known = [row for row in rows if row.score is not None and row.dev is not None]
+    """The widest beside what was chosen; None where nothing has a score, or all that trained is as wide.
+
+    Of several as wide, with other learning rates say, the one that is best on dev. A combination that lost a seed is
+    neither as long as there are whole ones: the mean over what is left of it leaves out its worst.
+    """
+    scored = [row for row in rows if row.score is not None and row.dev is not None]
+    known = [row for row in scored if row.error is None] or scored
     if len({row.parameters for row in known}) < 2:
         return None
     chosen = min(known, key=lambda row: (-(row.dev or 0.0), row.parameters or 0))
-    widest = max(known, key=lambda row: row.parameters or 0)
+    widest = max(known, key=lambda row: (row.parameters or 0, row.dev or 0.0))
     more = [widest.seeds[seed] - chosen.seeds[seed] for seed in chosen.seeds if seed in widest.seeds]
     low, high = interval(more)
     return Gap(chosen.method, widest.method, mean(more), low, high, chosen.split, chosen.metric) if more else None
@@ -167,6 +174,12 @@ def _trained(
         except UserError:  # nothing was written; one after another it is seen whose error it is
             if together:
                 raise
+        except GraftworkError:
+            raise
+        except Exception:  # a library's, of the forward that all share: each goes on from where it was
+            if together:
+                raise
+            given = {**given, "resume": True, "overwrite": False}
     found = [_alone(recipe, given) for recipe in recipes]
     if isinstance(found[0], UserError) and all(type(one) is type(found[0]) for one in found):
         raise found[0]  # wrong with all: there are no rows
@@ -189,12 +202,18 @@ def _rows(
         Run(name, recipe, {"error": str(one)} if isinstance(one, GraftworkError) else _answer(one))
         for name, recipe, one in zip(labels, recipes, results, strict=True)
     ]
-    return [row_of(name, runs) for name in dict.fromkeys(labels)]
+    shared = {name for name, one in zip(labels, results, strict=True) if isinstance(one, TrainResult) and _shared(one)}
+    return [_own(row_of(name, runs), name in shared) for name in dict.fromkeys(labels)]
 
 
-def _own(row: Row, together: bool) -> Row:
+def _shared(result: TrainResult) -> bool:
+    """Whether a run had its steps together with others', in this call or one before it."""
+    return any(note.startswith(SHARED) for note in result.notes)
+
+
+def _own(row: Row, shared: bool) -> Row:
     """A row without what is not its own: the process held earlier runs, and trained together the others' steps."""
-    return replace(row, memory=None, device=None, seconds=None if together else row.seconds)
+    return replace(row, memory=None, device=None, seconds=None if shared else row.seconds)
 
 
 def _answer(result: TrainResult) -> dict[str, Any]:

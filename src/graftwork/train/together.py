@@ -25,7 +25,7 @@ from graftwork.compose.abreast import Call, prompt_lengths, run_abreast
 from graftwork.compose.forward import Asks
 from graftwork.compose.inputs import for_heads, shape_of
 from graftwork.core.backbone import Backbone
-from graftwork.errors import Conflict, GraftworkError, RecipeError
+from graftwork.errors import Conflict, GraftworkError, RecipeError, in_a_line
 from graftwork.model import AdapterModel
 from graftwork.recipe import Recipe
 from graftwork.registry.store import Registry
@@ -42,6 +42,7 @@ from graftwork.train.stages import together as no_stages
 from graftwork.train.trainer import rest
 from graftwork.train.turns import Turn
 
+SHARED = "trained together with"  # how the note of a run begins that was one of several
 TOKENS = 8192  # of one forward, padding included: what bounds its memory, whatever the number of recipes
 
 
@@ -73,7 +74,7 @@ def train_together(
     with bars(sys.stderr.isatty() if progress is None else progress) as shown:
         turns = [_Turn(partial(_work, job, how, shown), job.recipe.name) for job in jobs]
         _take_turns(turns, shared)
-    return [turn.error if isinstance(turn.error, GraftworkError) else _there(turn.result) for turn in turns]
+    return [_ended(turn) for turn in turns]
 
 
 def check(recipes: Sequence[Recipe]) -> None:
@@ -139,7 +140,7 @@ def _jobs(recipes: Sequence[Recipe], registry: Registry | None) -> list[Job]:
             )
         job = assemble(recipe, registry, found, AdapterModel(base.backbone), own)
         others = ", ".join(other.name for other in recipes if other is not recipe)
-        jobs.append(replace(job, notes=(*job.notes, f"trained together with {others or 'nothing else'}")))
+        jobs.append(replace(job, notes=(*job.notes, f"{SHARED} {others or 'nothing else'}")))
     return jobs
 
 
@@ -179,8 +180,6 @@ def _take_turns(turns: Sequence[_Turn], shared: "_Shared") -> None:
             asked = []
             for turn, loss in waiting:
                 batch = turn.go(loss)
-                if turn.error is not None and not isinstance(turn.error, GraftworkError):
-                    raise turn.error
                 if batch is not None:
                     asked.append((turn, batch))
             waiting = list(zip([turn for turn, _ in asked], shared.step(asked), strict=True)) if asked else []
@@ -263,6 +262,9 @@ def bundles(sizes: Sequence[Size], tokens: int) -> list[list[int]]:
     return made
 
 
-def _there(result: TrainResult | None) -> TrainResult:
-    assert result is not None  # what ended without an error has one
-    return result
+def _ended(turn: _Turn) -> TrainResult | GraftworkError:
+    """What became of a recipe; what a library raised of it is its own, as the others go on."""
+    if turn.error is not None:
+        return turn.error if isinstance(turn.error, GraftworkError) else GraftworkError(in_a_line(turn.error))
+    assert turn.result is not None  # what ended without an error has one
+    return turn.result
