@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graftwork.errors import AdapterError, DataError, UserError
-from graftwork.evaluate import Evaluation, Standing, standings
+from graftwork.compose.tree import Parallel, has, show
+from graftwork.errors import AdapterError, CompositionError, DataError, UserError
+from graftwork.evaluate import ONE_BY_ONE, Evaluation, Standing, held_against, standings
 from graftwork.schema.sections import DataSection
 from graftwork.serve.engine import Engine
+from graftwork.serve.outcomes import failure
 from graftwork.tasks.bootstrap import RESAMPLES
 from graftwork.tasks.task import refuse
 from graftwork.train.data import read_split
@@ -54,6 +56,8 @@ def evaluate_several(
     heads = [head] if len(compositions) == 1 else [_open_head(engine, one, head) for one in compositions]
     if head is not None and head not in heads:
         raise UserError(f"head {head} is for a composition that leaves it open, and each of these has its own")
+    exact = [show(engine.exact(one)) for one in compositions]
+    held_against(list(zip(compositions, exact, heads, strict=True)), against)  # before any row is answered
     found = _evaluated(engine, list(zip(compositions, heads, strict=True)), file)
     return standings(found, against=against, resamples=resamples, seed=seed)
 
@@ -62,7 +66,15 @@ def predict(
     engine: Engine, rows: Sequence[Mapping[str, Any]], adapters: str | None, head: str | None = None
 ) -> list[dict[str, Any]]:
     """One answer or error per row, in order; a row's own "adapters" and "head" go before the ones given here."""
-    return engine.answer([{**asked(row, adapters, head), **_own(row)} for row in rows])
+    asking: list[dict[str, Any]] = []
+    failed: dict[int, dict[str, Any]] = {}
+    for place, row in enumerate(rows):
+        try:
+            asking.append({**asked(row, adapters, head), **_own(row)})
+        except DataError as error:
+            failed[place] = failure(error, engine.registry.root)
+    answers = iter(engine.answer(asking) if asking else ())
+    return [failed[place] if place in failed else next(answers) for place in range(len(rows))]
 
 
 def _open_head(engine: Engine, adapters: str, head: str | None) -> str | None:
@@ -76,6 +88,9 @@ def _open_head(engine: Engine, adapters: str, head: str | None) -> str | None:
 
 def _evaluated(engine: Engine, systems: Sequence[tuple[str | None, str | None]], file: str) -> list[Evaluation]:
     """Compositions, each with a head or None, on one file of rows, which are asked together."""
+    for adapters, _ in systems:
+        if has(engine.exact(adapters), Parallel):
+            raise CompositionError(f"{adapters}: {ONE_BY_ONE}")
     tasks = [engine.task(*system) for system in systems]
     kinds = {task.kind: str(adapters) for task, (adapters, _) in zip(tasks, systems, strict=True)}
     if len(kinds) > 1:

@@ -19,6 +19,8 @@ from graftwork.tasks.details import Details
 from graftwork.tasks.scorer import Scorer
 from graftwork.tasks.task import Answer, Encoder, Row, Task, refuse
 
+ONE_BY_ONE = "Parallel answers every row once per branch; evaluate its branches one by one"
+
 
 def evaluate(
     model: AdapterModel,
@@ -129,27 +131,36 @@ def standings(
 
     Raises UserError for a name that is none of them, for two that are the same, or main scores that differ.
     """
-    names = [one.composition for one in evaluations]
-    for place, one in enumerate(evaluations):
-        if (one.composition, one.head) in [(other.composition, other.head) for other in evaluations[:place]]:
-            raise UserError(f"{one.asked} is given twice: as {one.composition}, answered by {one.head}")
+    meant = held_against([(one.asked, one.composition, one.head) for one in evaluations], against)
     mains = {one.main: one.composition for one in evaluations}
     if len(mains) > 1:
         said = ", ".join(f"{name} by {main}" for main, name in mains.items())
         raise UserError(f"these are not measured by one score ({said}); evaluate them apart")
-    meant = [one for one in evaluations if against in (None, one.asked, one.composition)]
-    if not meant:
-        raise UserError(f"{against} is none of the compositions that are evaluated: {', '.join(names)}")
     return [
         Standing(
             one,
             interval(one.scorer, one.main, resamples=resamples, seed=seed),
             None
-            if one is meant[0]
-            else difference([[(meant[0].scorer, one.scorer)]], one.main, resamples=resamples, seed=seed),
+            if one is evaluations[meant]
+            else difference([[(evaluations[meant].scorer, one.scorer)]], one.main, resamples=resamples, seed=seed),
         )
         for one in evaluations
     ]
+
+
+def held_against(systems: Sequence[tuple[str, str, str | None]], against: str | None) -> int:
+    """Which of some systems the others are held against: the one named, else the first.
+
+    systems: of each what was asked for, the same with its versions, and its head. Raises UserError as `standings`.
+    """
+    for place, (asked, exact, head) in enumerate(systems):
+        if (exact, head) in [(there, by) for _, there, by in systems[:place]]:
+            raise UserError(f"{asked} is given twice: as {exact}{f', answered by {head}' if head else ''}")
+    meant = [place for place, (asked, exact, _) in enumerate(systems) if against in (None, asked, exact)]
+    if not meant:
+        names = ", ".join(exact for _, exact, _ in systems)
+        raise UserError(f"{against} is none of the compositions that are evaluated: {names}")
+    return meant[0]
 
 
 def _logits(output: Any, rows: int) -> Tensor:
@@ -157,5 +168,5 @@ def _logits(output: Any, rows: int) -> Tensor:
     (group,) = output.groups
     logits: Tensor = group.text_logits
     if len(logits) != rows:
-        raise CompositionError("Parallel answers every row once per branch; evaluate its branches one by one")
+        raise CompositionError(ONE_BY_ONE)
     return logits.float().cpu()

@@ -1,5 +1,6 @@
 """The commands as a person types them: the story on a tiny base, JSON for machines, exit codes, plain messages."""
 
+import io
 import json
 import subprocess
 import sys
@@ -165,7 +166,24 @@ def test_evaluate_holds_systems_against_each_other(typed: Type, shop: Path, tmp_
     lost = typed(*words, "--answers", tmp_path / "nowhere" / "answers.jsonl")
     assert (lost.code, "no such folder; make it first" in lost.err) == (2, True)
     taken = typed(*words, "--answers", tmp_path)
-    assert (taken.code, "the answers cannot be written" in taken.err) == (2, True)
+    assert (taken.code, "is a folder; name a file for the answers" in taken.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["Parallel(mood, mood)"], "Parallel(mood, mood): Parallel answers every row once per branch"),
+        (["Stack(mood, Parallel(mood, mood))", "--head", "mood"], "evaluate its branches one by one"),
+        (["mood", "mood@1"], "mood@1 is given twice: as mood@1"),
+        (["mood", "none", "--head", "mood", "--against", "x"], "x is none of the compositions that are evaluated"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_the_rows_are_read(
+    typed: Type, shop: Path, words: list[str], says: str
+) -> None:
+    said = typed("evaluate", *words, "--data", shop / "no such file.jsonl", *with_base(shop))
+    assert (said.code, said.out) == (2, "")
+    assert says in said.err
 
 
 def test_predict_answers_in_order_and_fails_row_by_row(typed: Type, shop: Path, tmp_path: Path) -> None:
@@ -265,6 +283,55 @@ def test_a_mistake_ends_in_one_message_and_code_2(typed: Type, tmp_path: Path, w
     assert said.code == 2
     assert says in said.err
     assert said.out == "" or "Usage" in said.out or "listening" in said.out
+
+
+def test_predict_reads_lines_as_they_are(
+    typed: Type, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers(name: str, content: bytes) -> list[dict[str, Any]]:
+        (tmp_path / name).write_bytes(content)
+        said = typed("predict", "mood", "--data", tmp_path / name, *with_base(shop))
+        assert said.code == 0, said.err
+        return [json.loads(line) for line in said.out.split("\n") if line]
+
+    one, two = answers("plain.jsonl", b'{"text": "good film"}\n{"text": "bad film"}\n')
+    assert answers("bom.jsonl", b'\xef\xbb\xbf{"text": "good film"}\r\n{"text": "bad film"}') == [one, two]
+    assert answers("rows.CSV", b"\xef\xbb\xbftext,label\ngood film,good\nbad film,bad\n") == [one, two]
+    assert len(answers("parted.jsonl", '{"text": "good\u2028film"}\n'.encode())) == 1
+    assert len(answers("parted.txt", "good\u0085film\n\nbad film".encode())) == 2
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good film\nbad film\n")))
+    said = typed("predict", "mood", "--data", "-", *with_base(shop))
+    assert [json.loads(line) for line in said.out.splitlines()] == [one, two]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("deep.jsonl", b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 1: not valid JSON"),
+        ("list.jsonl", b'{"text": "a"}\n[{"text": "good"}]', "line 2: a row is an object such as"),
+        ("latin.jsonl", b"good\xff film", "line 1: not UTF-8 text (byte 4 of the line)"),
+        ("-", b"fine\ngood\xff film", "standard input, line 2: not UTF-8 text"),
+        ("twice.csv", b"text,text\na,b\n", "the column 'text' stands there twice"),
+        ("none.parquet", b"", "none.parquet: cannot be read"),
+    ],
+)
+def test_lines_that_are_no_rows_are_said(
+    typed: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, says: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    if name != "-":
+        (tmp_path / name).write_bytes(content)
+    said = typed("predict", "mood", "--data", "-" if name == "-" else tmp_path / name)
+    assert (said.code, said.out) == (2, "")
+    assert says in said.err
+
+
+def test_a_picture_that_is_not_there_is_an_error_of_its_row(typed: Type, shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"image": "nope.png"}\n{"text": "good"}\n')
+    said = typed("predict", "mood", "--data", tmp_path / "rows.jsonl", *with_base(shop))
+    lost, found = [json.loads(line) for line in said.out.splitlines()]
+    assert (said.code, "nope.png' cannot be read" in lost["error"]["message"]) == (1, True)
+    assert found["adapters"] == "mood@1"
 
 
 REFUSALS: dict[str, Callable[[], object]] = {

@@ -1,16 +1,15 @@
 """`graftwork compare`: one recipe by several methods, in one table."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from graftwork.cli.options import Root, need_folder
+from graftwork.cli.options import Root, need_writable
 from graftwork.cli.printing import table
 from graftwork.cli.registry import open_registry
-from graftwork.errors import GoalMissed, RecipeError, UserError
+from graftwork.errors import GoalMissed, RecipeError
 from graftwork.recipe import is_methods, override, settings
 from graftwork.train.comparison import COLUMNS, as_json, cells, scored
 from graftwork.train.methods import listed, whose
@@ -46,7 +45,7 @@ def command(
     """
     registry, read = open_registry(root), read_recipe(recipe)
     if json_file is not None:
-        _check_writable(json_file)
+        need_writable(json_file, "the rows")
     names = listed(methods)
     common, own = _changes(changes or [], names)
     after = {key: value for key, value in common.items() if is_methods(key)}  # also where methods bring their own
@@ -78,14 +77,6 @@ def _changes(given: list[str], names: list[str]) -> tuple[dict[str, Any], dict[s
         bare = common if method is None else own.setdefault(method, [])
         bare.append(setting if method is None else setting.removeprefix(f"{method}:"))
     return settings(common), {method: settings(some, source=f"--set {method}:") for method, some in own.items()}
-
-
-def _check_writable(file: Path) -> None:
-    """Raise UserError for a file that could not be written in the end, when everything is trained."""
-    need_folder(file, "the rows")
-    if file.is_dir() or not os.access(file if file.exists() else file.resolve().parent, os.W_OK):
-        why = "is a folder" if file.is_dir() else "cannot be written"
-        raise UserError(f"{file}: {why}; name a file for the rows that can be written")
 
 
 def _seeds(given: str | None) -> list[int]:

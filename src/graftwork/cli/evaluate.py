@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graftwork.cli.options import AsJson, Head, Model, Root, need_folder
+from graftwork.cli.options import AsJson, Head, Model, Root, need_writable
 from graftwork.cli.printing import emit
 from graftwork.cli.registry import open_registry
 from graftwork.cli.standings import as_data, as_tables
@@ -40,7 +40,7 @@ def command(
       graftwork evaluate intent@1 'Average(intent@1, intent@2)' --head intent@1 --data test.jsonl --json
     """
     if answers is not None:
-        need_folder(answers, "the answers")
+        need_writable(answers, "the answers")
     engine = open_engine(model, open_registry(root), too_long="truncate")
     found = evaluate_several(engine, adapters, data, head=head, against=against, resamples=resamples, seed=seed)
     if answers is not None:

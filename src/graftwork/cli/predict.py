@@ -12,16 +12,21 @@ from graftwork.cli.options import AsJson, Head, Model, Root
 from graftwork.cli.printing import emit
 from graftwork.cli.registry import open_registry
 from graftwork.errors import DataError
+from graftwork.schema.sections import DataSection
+from graftwork.train.records import read_records
 from graftwork.workflow import open_engine, predict
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+TABLES = (".csv", ".parquet")  # whose rows are read as those of a recipe are
 
 
 @app.command()
 def command(
     adapters: Annotated[str | None, typer.Argument(help="a package or composition; a row's own goes before it")] = None,
     text: Annotated[list[str] | None, typer.Option("--text", "-t", help="a text to answer; repeatable")] = None,
-    data: Annotated[Path | None, typer.Option("--data", "-d", help="rows as .jsonl; - reads standard input")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="rows: .jsonl, .txt, .csv, .parquet; - is standard input")
+    ] = None,
     model: Model = "minilm",
     head: Head = None,
     root: Root = None,
@@ -48,27 +53,36 @@ def command(
 
 
 def _rows(data: Path) -> list[dict[str, Any]]:
+    """The rows of a file or of standard input, images by their paths from here. Raises DataError."""
     if str(data) == "-":
-        return list(_read(sys.stdin, "standard input"))
-    try:
-        rows = list(_read(data.read_text("utf8").splitlines(), str(data)))
-        return [
-            row | {"image": str(data.parent / row["image"])} if isinstance(row.get("image"), str) else row
-            for row in rows
-        ]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{data}: cannot be read: {error}") from error
-
-
-def _read(lines: Iterable[str], where: str) -> Iterable[dict[str, Any]]:
-    """A line that begins with { is a JSON row, any other is a text."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if not line.lstrip().startswith("{"):
-            yield {"text": line.strip()}
-            continue
+        return list(_read(sys.stdin.buffer.read(), "standard input"))
+    if data.suffix.lower() in TABLES:
+        found = read_records(DataSection(train=str(data)), "train")
+        if found.problems:
+            raise DataError(found.problems)
+        rows = [record.fields for record in found.rows]
+    else:
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
+            rows = list(_read(data.read_bytes(), str(data)))
+        except OSError as error:
+            raise DataError(f"{data}: cannot be read: {error.strerror}") from error
+    return [
+        row | {"image": str(data.parent / row["image"])} if isinstance(row.get("image"), str) else row for row in rows
+    ]
+
+
+def _read(content: bytes, where: str) -> Iterable[dict[str, Any]]:
+    """A line that begins with { is a JSON row, any other is a text; lines end at line feeds alone, as texts may hold
+    other separators."""
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8").strip()
+            row = json.loads(text) if text.startswith(("{", "[{")) else {"text": text}
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}, line {number}: not UTF-8 text (byte {error.start} of the line)") from error
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}, line {number}: not valid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f'{where}, line {number}: a row is an object such as {{"text": ...}}; write one a line')
+        if text:
+            yield row

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from graftwork.build import open_model, open_reader, positions
 from graftwork.compose.lower import Lanes
-from graftwork.compose.tree import show
+from graftwork.compose.tree import Composition, show
 from graftwork.errors import UserError
 from graftwork.model import AdapterModel
 from graftwork.registry.store import Registry
@@ -93,6 +93,10 @@ class Engine:
     def task(self, adapters: Any, head: str | None = None) -> Task:
         """The task that answers rows with this composition and head. Raises what would be the error of such a row."""
         return self._planner.task(adapters, head)
+
+    def exact(self, adapters: Any) -> Composition:
+        """A composition with every name at its version. Raises what would be the error of a row that asks for it."""
+        return self._planner.exact(adapters)
 
     @contextmanager
     def holding(self, name: str) -> Iterator[Found]:

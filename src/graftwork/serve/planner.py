@@ -95,6 +95,10 @@ class Planner:
         catalog = Catalog(self._registry, self._vocabulary)
         return task_of(head_of(catalog.resolve(read_adapters(adapters)), head, catalog))
 
+    def exact(self, adapters: Any) -> Composition:
+        """The composition of a row, every name at its version. Raises what would be such a row's error."""
+        return Catalog(self._registry, self._vocabulary).resolve(read_adapters(adapters))
+
     def find(self, name: str) -> Found:
         """A package of the registry by name, name@3 or name@alias. Raises NotFound, PackageError, Conflict."""
         return Catalog(self._registry, self._vocabulary).find(name)
