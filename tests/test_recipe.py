@@ -348,6 +348,30 @@ def test_values_that_are_refused(section: str, value: str, says: str) -> None:
     assert problem.startswith("r.yaml:")
 
 
+def test_states_under_a_language_adapter_that_is_dropped_are_not_kept() -> None:
+    below = small(
+        adapter="{composition: stack, language_adapter: hi}",
+        training="{prefix_cache: auto, base_dropout: false, drop: [0, 2]}",
+    )
+    assert "prefix_cache: 'auto': drop leaves out the lowest layers of the language adapter" in only(below)
+    fused = small(
+        adapter="{composition: fuse, members: [a, b]}",
+        training="{prefix_cache: auto, base_dropout: false, drop: [0, 2]}",
+    )
+    assert loads(fused, check_files=False).training.drop == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"adapter": "{composition: fuse, members: [a, b], role: task}"}, "role: composition: fuse trains no adapter"),
+        ({"adapter": "{role: task}", "training": "{method: head}"}, "role: training.method: head trains no adapter"),
+    ],
+)
+def test_what_trains_no_adapter_has_no_role(sections: dict[str, str], says: str) -> None:
+    assert f"adapter.{says}" in only(small(**sections))
+
+
 def test_composition_needs_a_run_that_trains_an_adapter() -> None:
     text = small(adapter="{composition: stack, language_adapter: hi}", training="{method: full}")
     assert "adapter.composition: stack has no meaning with training.method: full; use adapter" in only(text)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from graftwork.compose.tree import Average
 from graftwork.core.blend import ties
-from graftwork.errors import AdapterError
+from graftwork.errors import AdapterError, CompositionError
 from graftwork.model import AdapterModel
 from graftwork.registry.package import read
 from tests import tiny
@@ -169,6 +169,17 @@ def test_the_result_is_an_adapter_like_any_other_and_says_what_it_is_made_of(tmp
     model.delete_adapter("m")
     assert "m" not in model.parts.averages
     assert "average" not in model.package("a").manifest.training
+
+
+def test_an_average_of_language_adapters_is_a_language_adapter() -> None:
+    model = made(names="abc")
+    model.parts.roles |= {"a": "language", "b": "language", "c": "task"}
+    model.average_adapter("both", ["a", "b"])
+    model.average_adapter("mixed", ["a", "c"])
+    assert (model.parts.roles.get("both"), model.parts.roles.get("mixed")) == ("language", None)
+    assert model.package("both").manifest.role == "language"
+    with pytest.raises(CompositionError, match="language adapter"):
+        model.set_active_adapters("Stack(c, both)")
 
 
 def test_an_adapter_may_be_replaced_by_an_average_with_itself() -> None:

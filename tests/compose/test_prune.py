@@ -213,6 +213,25 @@ def test_labels_of_tokens_have_means_of_their_own() -> None:
     assert told["labels"]["y"][SITE] == list(found.labels[1][SITE])
 
 
+@pytest.mark.parametrize("family", ["t5", "bart", "gpt2", "bert"])
+def test_it_is_measured_of_every_kind_of_base_from_its_texts_alone(family: str) -> None:
+    model = AdapterModel(tiny.model(family))
+    for name in "ab":
+        model.add_adapter(name, "seq_bn[reduction_factor=4]")
+    model.add_adapter_fusion(Fuse("a", "b", name="f"))
+    shaken(model.parts, seed=3)
+    ids = tiny.inputs(family, rows=2)["input_ids"]
+    found = model.eval().fusion_attention("f", [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    assert set(found.sites) == set(model.parts.modules_of("fusions", "f"))
+    assert all(sum(own) == pytest.approx(1) for own in found.sites.values())
+
+
+def test_shares_sum_to_one_also_in_bfloat16() -> None:
+    model = made().to(torch.bfloat16)
+    found = model.fusion_attention("f", [GIVEN])
+    assert all(sum(own) == pytest.approx(1, abs=1e-9) for own in found.sites.values())
+
+
 def test_the_most_attended_members_of_each_site_stay() -> None:
     model = made()
     attention = model.fusion_attention("f", [GIVEN])

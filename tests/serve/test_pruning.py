@@ -11,6 +11,7 @@ from graftwork.compose.tree import Fuse
 from graftwork.errors import AdapterError, DataError, NotFound, UserError
 from graftwork.packing import Provenance
 from graftwork.registry.package import read
+from graftwork.serve import pruning
 from graftwork.workflow import attention, prune
 from tests.adapted import shaken
 from tests.serve.world import CLASSES, World, close, text
@@ -25,7 +26,8 @@ def fused(world: World, tmp_path: Path) -> World:
     world.bench.add_adapter_fusion(f"Fuse({', '.join(members)}, name=mix)")
     world.bench.add_classification_head("mix", num_labels=3)
     shaken(world.bench.parts.fusions, seed=2)
-    told = Provenance(task=CLASSES, vocabulary=world.made("one").manifest.vocabulary, training={"epochs": 3})
+    told = Provenance(task=CLASSES, vocabulary=world.made("one").manifest.vocabulary, training={
+        "epochs": 3, "drop": [0, 1], "dev_accuracy_by_layers_dropped": {"0": 0.9}})  # fmt: skip
     world.registry.push(world.bench.package("mix", provenance=told), "mix")
     rows = [{"text": text(words), "label": "yes"} for words in (3, 9, 5)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -42,6 +44,8 @@ def test_it_keeps_what_the_model_attends_to_and_is_served(fused: World, tmp_path
     assert manifest.fusion is not None
     assert manifest.fusion.kept == made.kept == made.attention.most(1)
     assert manifest.training["epochs"] == 3
+    assert manifest.training.keys() == {"epochs", "pruned"}, "scores by layers dropped are those of the whole one"
+    assert manifest.composition == "Fuse(one@1, two@1, three@1, name=mix-1)"
     assert manifest.training["pruned"] == {
         "from": "mix@1", "digest": fused.registry.get("mix").digest, "keep": 1, "tokens": 23,
     }  # fmt: skip
@@ -106,6 +110,15 @@ def test_the_command_tells_what_is_attended_to_by_layer_and_label(
     file.write_text('{"text": "x", "label": "else"}\n')
     with pytest.raises(DataError, match='row 1: "label" is "else"'):
         attention(engine, "mix", str(file))
+
+
+def test_a_fusion_that_says_texts_is_not_measured_by_rows_alone(fused: World) -> None:
+    told = Provenance(task={"kind": "seq2seq_lm", "max_length": 16}, vocabulary=fused.made("one").manifest.vocabulary)
+    fused.registry.push(fused.bench.package("mix", provenance=told), "says")
+    rows = [{"text": "x", "target": "y"}]
+    for measure in (pruning.attention, lambda *given: pruning.prune(*given, keep=1)):
+        with pytest.raises(UserError, match="says@1 is for task kind seq2seq_lm, which says texts piece by piece"):
+            measure(fused.engine(), "says", rows)
 
 
 def test_what_cannot_be_pruned_is_refused(fused: World, tmp_path: Path) -> None:

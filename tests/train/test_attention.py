@@ -56,6 +56,8 @@ def test_the_picture_or_why_there_is_none(tmp_path: Path, monkeypatch: pytest.Mo
     labels = {str(number): TWO for number in range(12)}  # more than there are panels
     assert draw(told(TWO, labels=labels), "mix", tmp_path / "a.png") == ""
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    prices = dict.fromkeys(("$", "$$", r"$\\frac$", "$5-$10"), TWO)  # no formulas
+    assert draw(told(TWO, labels=prices), "mix", tmp_path / "c.png") == ""
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
     assert draw(told(TWO), "mix", tmp_path / "b.png") == MISSING
     assert not (tmp_path / "b.png").exists()

@@ -192,6 +192,23 @@ def test_a_fusion_can_be_trained_so_too() -> None:
     assert plan_drop(made, "random", 0) == Drop(0, 2, 0)
 
 
+def test_what_a_step_drops_of_a_fusion_is_not_moved_by_its_regulariser() -> None:
+    made = model("seq_bn[reduction_factor=4]")
+    made.add_adapter("other", "seq_bn[reduction_factor=4]")
+    both = Fuse("mood", "other", name="both")
+    made.add_adapter_fusion(both)
+    made.train_adapter_fusion(both)
+    head = made.parts.head("mood")
+    head.requires_grad_(True)
+    made.train().zero_grad(set_to_none=True)
+    made(**tiny.inputs("bert", rows=2), labels=torch.tensor([0, 1]), adapters=both, head="mood",
+         skip_layers=[0, 1]).loss.backward()  # fmt: skip
+    moved = {
+        site: layer.value.weight.grad is not None for site, layer in made.parts.modules_of("fusions", "both").items()
+    }
+    assert moved == {"layer.0/ffn": False, "layer.1/ffn": False, "layer.2/ffn": True}
+
+
 def test_texts_that_are_said_skip_nothing() -> None:
     task = task_class("seq2seq_lm")()
     with pytest.raises(AdapterError, match="seq2seq_lm says texts, which run the adapters of all layers; skip none"):

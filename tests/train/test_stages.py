@@ -211,6 +211,24 @@ def test_without_a_registry_and_together_with_others_there_is_no_first_stage(
     assert not (tmp_path / "run-a").exists()
 
 
+def test_layers_are_computed_again_for_those_alone_that_ask_for_it(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = member(tmp_path, "a", 1, training=", gradient_checkpointing: true")
+    b = member(tmp_path, "b", 2)
+    seen: dict[str, set[bool]] = {}
+    step = AdapterTrainer.training_step
+
+    def watched(self: AdapterTrainer, model: Any, *given: Any) -> Any:
+        found = seen.setdefault(str(Path(self.args.output_dir).parent.name), set())
+        found.add(self.model.base.is_gradient_checkpointing)
+        return step(self, model, *given)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", watched)
+    train(fusion(tmp_path, [str(a), str(b)], {"training.screen_members": False}), registry=registry, progress=False)
+    assert seen == {"run-a": {True}, "run-b": {False}, "run-mix": {False}}
+
+
 def test_the_second_stage_moves_the_fusion_and_the_head_alone(tmp_path: Path, registry: Registry) -> None:
     made = fusion(tmp_path, [str(member(tmp_path, "a", 1)), "old"], {"training.weight_decay": 0.5})
     train(made, registry=registry)

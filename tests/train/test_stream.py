@@ -219,6 +219,11 @@ def test_every_index_once_in_an_order_by_seed_and_epoch(count: int, seed: int, e
         assert order != list(ShuffledSampler(count, seed + 1, epoch))
 
 
+def test_the_epochs_of_one_seed_are_not_those_of_another() -> None:
+    orders = {tuple(ShuffledSampler(100, seed, epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+
+
 def test_a_shuffle_is_one() -> None:
     """Places and neighbours as in a random permutation: no correlation, and neighbours apart."""
     count = 20_000

@@ -86,6 +86,9 @@ def average_adapter(
     parts.add_adapter(adapter_name, config, backbone, _semantics(parts, shares))
     _fill(parts.tensors("adapters", adapter_name), made)
     parts.averages[adapter_name] = origin
+    roles = {parts.roles.get(name) for name, _ in shares}
+    if len(roles) == 1 and (role := roles.pop()):  # of language adapters it is one
+        parts.roles[adapter_name] = role
     return adapter_name if set_active else None
 
 

@@ -122,7 +122,8 @@ def leave(backbone: Backbone, parts: Parts, plan: Plan, entered: Entered, ran: R
         if ran.output.get(key) is not None:
             result[key] = ran.output[key]
     if result.loss is not None and asks.training:
-        penalty = parts.fusion_penalty(plan.trees)
+        without = {site.name for site in backbone.sites if site.depth in plan.skip} if plan.skip else ()
+        penalty = parts.fusion_penalty(plan.trees, without)
         if penalty is not None:
             result["loss"] = result.loss + penalty.to(result.loss)
     return result

@@ -4,7 +4,7 @@ The only trainable modules of a model live here, so `state_dict()` of this conta
 may contain dots and may equal attributes of torch modules, so a name is quoted into its key and never searched for.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -277,13 +277,15 @@ class Parts(nn.Module):
                 del self.origins[name]
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def fusion_penalty(self, used: Sequence[Composition]) -> Tensor | None:
-        """The summed regulariser of those fusions in use that are being trained, or None."""
+    def fusion_penalty(self, used: Sequence[Composition], without: Collection[str] = ()) -> Tensor | None:
+        """The summed regulariser of those fusions in use that are being trained, or None. without: sites where they did
+        not run, which nothing may move."""
         names = {fuse.name for tree in used for fuse in fusions(tree)}
         penalties = [
             penalty
             for name in sorted(names)
-            for module in self.modules_of("fusions", name).values()
+            for site, module in self.modules_of("fusions", name).items()
+            if site not in without
             if (value := cast(Fusion, module).value) is not None and value.weight.requires_grad
             if (penalty := cast(Fusion, module).penalty()) is not None
         ]

@@ -60,6 +60,7 @@ class Plan:
     rows: int
     words: Tensor | None = None  # embeddings of another vocabulary, (V', D)
     fork: Fork | None = None  # where rows become lanes inside the model; None: at its entry
+    skip: frozenset[int] = frozenset()  # layers, across stacks, that run without adapters
 
     @property
     def route(self) -> BatchRoute | None:
@@ -265,7 +266,7 @@ class Planner:
         made = None if idle else self.executors.routed(work)
         fork = None if made is None else self.executors.forked(work, made)
         answering = self._heads(ran, entries, asked.heads, asked.default_head, len(asked.rows or range(batch)))
-        return Plan(made, answering, tuple(dict.fromkeys(ran)), len(ran), fork=fork)
+        return Plan(made, answering, tuple(dict.fromkeys(ran)), len(ran), fork=fork, skip=asked.skip)
 
     def _heads(
         self,

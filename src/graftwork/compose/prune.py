@@ -18,7 +18,7 @@ from torch import Tensor
 
 from graftwork.compose.claims import check_free
 from graftwork.compose.execute import Routed
-from graftwork.compose.forward import headless
+from graftwork.compose.forward import run
 from graftwork.compose.grammar import as_composition
 from graftwork.compose.legacy import marked, program
 from graftwork.compose.parts import OUR_SEMANTICS, Parts
@@ -87,14 +87,13 @@ def fusion_attention(
     """
     tree = _composition(parts, name, adapters)
     heard = _Heard(parts, backbone.runtime, name)
-    run = route(None, tree, 1, lambda one: program(one, len(backbone.sites), heard))
-    plan = Plan(Routed(run), None, (tree,), 1)
+    routed = route(None, tree, 1, lambda one: program(one, len(backbone.sites), heard))
+    plan = Plan(Routed(routed), None, (tree,), 1)
     for batch in batches:
         inputs = dict(batch)
         heard.labels = inputs.pop("labels", None)
-        backbone.check_inputs(inputs, trunk_only=False)
         with torch.no_grad():
-            headless(backbone, plan, inputs, {})
+            run(backbone, plan, inputs, {})
     sums = {backbone.sites[site].name: own for site, own in heard.sums.items()}
     if not sums:
         raise AdapterError(f"nothing was measured of fusion {name!r}: there was no batch")
@@ -219,6 +218,7 @@ class _Heard:
         mask, own = self.runtime.mask, self.sums.setdefault(site, {})
         real = torch.ones_like(weights[..., 0]) if mask is None else mask.to(weights).expand(weights.shape[:2])
         weights = weights.double()
+        weights = weights / weights.sum(-1, keepdim=True)  # a softmax in bfloat16 sums to 1 by three digits
         entropy = torch.special.entr(weights).sum(-1, keepdim=True) / math.log(max(weights.shape[-1], 2))
         heard = torch.cat([torch.ones_like(entropy), entropy, weights], dim=-1)  # (B, T, 2 + K)
         asked = {None: real.double()}

@@ -50,8 +50,7 @@ def conflicts(data: Mapping[str, Any]) -> Iterator[Problem]:
     adapter, task, source = (_section(data, name) for name in ("adapter", "task", "data"))
     yield from _composition(adapter, _section(data, "training").get("method", "adapter"))
     yield from _fusing(adapter, _section(data, "training"))
-    cycles = isinstance(adapter.get("language_adapter"), list)
-    yield from _resting(_section(data, "training"), task.get("kind"), cycles)
+    yield from _resting(_section(data, "training"), task.get("kind"), adapter.get("language_adapter"))
     yield from _head(task, _section(data, "training").get("method", "adapter"))
     yield from _dropping(_section(data, "training"), task.get("kind"))
     yield from _quantised(_section(data, "model"), _section(data, "training"))
@@ -90,6 +89,9 @@ def _composition(adapter: Mapping[str, Any], method: Any) -> Iterator[Problem]:
     listed = adapter.get("language_adapter")
     if isinstance(listed, list) and (twice := _twice(listed)):
         yield _about("adapter", "language_adapter", f"{twice[0]!r} stands there twice; name each language once")
+    if adapter.get("role") is not None and (composition == "fuse" or method in _BASELINES):
+        what = "composition: fuse" if composition == "fuse" else f"training.method: {method}"
+        yield _about("adapter", "role", f"{what} trains no adapter that could have one; remove it")
     if composition == "fuse":
         members = adapter.get("members")
         if members is None or (isinstance(members, list) and len(members) < 2):
@@ -114,7 +116,7 @@ def _fusing(adapter: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator
             yield _about("training", key, "false has no meaning without adapter.composition: fuse; remove it")
 
 
-def _resting(training: Mapping[str, Any], kind: Any, cycles: bool) -> Iterator[Problem]:
+def _resting(training: Mapping[str, Any], kind: Any, below: Any) -> Iterator[Problem]:
     """What has no meaning without a frozen base that rests, and rows that stay what they are."""
     method = training.get("method")
     full, rests = method in ("full", "peft"), training.get("base_dropout") in (False, "no", "off")
@@ -130,8 +132,10 @@ def _resting(training: Mapping[str, Any], kind: Any, cycles: bool) -> Iterator[P
         why = "the base's dropout draws other states in every epoch; set training.base_dropout: false"
     elif kind == "masked_lm":
         why = "masked_lm hides other pieces in every epoch"
-    elif cycles:
+    elif isinstance(below, list):
         why = "other language adapters lie below in every step"
+    elif below is not None and training.get("drop") is not None:
+        why = "drop leaves out the lowest layers of the language adapter, of more of them in some steps"
     elif kind == "image_classification":
         why = "states are kept of texts, not of images"
     if why:

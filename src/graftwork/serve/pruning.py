@@ -9,6 +9,7 @@ from typing import Any
 
 from graftwork.build import package_task
 from graftwork.compose.prune import FusionAttention
+from graftwork.compose.tree import show
 from graftwork.errors import UserError
 from graftwork.packing import Provenance
 from graftwork.registry.package import Package
@@ -58,10 +59,10 @@ def prune(
                 provenance=Provenance(
                     task=whole.task,
                     vocabulary=whole.vocabulary,
-                    composition=whole.composition,
+                    composition=show(model.parts.fusion_records[made].tree),
                     members=whole.members,
                     data=whole.data,
-                    training={**whole.training, "pruned": said},
+                    training=_training(whole.training) | {"pruned": said},
                     description=whole.description,
                     licence=whole.licence,
                 ),
@@ -74,8 +75,19 @@ def prune(
     return Pruned(package, attention, kept)
 
 
+def _training(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """How the whole fusion was trained, without its scores by layers dropped, which are not those of the pruned one."""
+    return {key: value for key, value in whole.items() if key != "drop" and not key.endswith("_by_layers_dropped")}
+
+
 def _task(found: Found) -> Task:
-    """The task of a fusion. Raises UserError for what is none."""
+    """The task of a fusion. Raises UserError for what is none, or attends to what it says itself."""
     if found.fuse is None:
         raise UserError(f"{found.name} is not a fusion, it is a {found.manifest.role} package")
-    return package_task(found.manifest)
+    task = package_task(found.manifest)
+    if task.speaks:
+        raise UserError(
+            f"{found.name} is for task kind {task.kind}, which says texts piece by piece; what it attends to depends "
+            "on what it has said, so rows alone do not tell it"
+        )
+    return task

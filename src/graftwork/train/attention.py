@@ -100,7 +100,7 @@ def draw(attention: Mapping[str, Any], title: str, file: Path) -> str:
     for place, (label, shares) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), place)
         drawn = axes.imshow([shares[site] for site in sites], vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        axes.set_title(str(label), fontsize=9)
+        axes.set_title(str(label), fontsize=9, parse_math=False)  # a label may be "$$"
         axes.set_xticks(range(len(members)), members, rotation=60, ha="right", fontsize=8)
         axes.set_yticks(range(len(sites)), sites if place == 1 else [""] * len(sites), fontsize=8)
     figure.colorbar(drawn, ax=figure.axes, shrink=0.8) if drawn is not None else None

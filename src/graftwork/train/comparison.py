@@ -214,7 +214,7 @@ def draw(name: str, rows: Sequence[Row], file: Path) -> str:
         x, y = row.parameters or 1, row.score or 0.0
         around = None if row.low is None or row.high is None else [[y - row.low], [row.high - y]]
         axes.errorbar(x, y, yerr=around, fmt="o", capsize=3)
-        axes.annotate(row.method, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=9)
+        axes.annotate(row.method, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=9, parse_math=False)
     axes.set_xscale("log")
     axes.set_xlabel("parameters trained")
     axes.set_ylabel(f"{known[0].split} {known[0].metric}")

@@ -47,6 +47,8 @@ def fit(
             callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
         if job.setup.cycle:
             callbacks.append(Cycle(job.model, job.setup.cycle, training.seed))
+        if getattr(job.model.base, "is_gradient_checkpointing", False) and not training.gradient_checkpointing:
+            job.model.base.gradient_checkpointing_disable()  # a member that trained on this base asked for it
         trainer = AdapterTrainer(
             model=job.learner,
             args=arguments(job.recipe, folder.checkpoints, len(job.sets["train"]), job.metric),

@@ -86,7 +86,8 @@ class ShuffledSampler(_ByEpoch):
         return self._count
 
     def __iter__(self) -> Iterator[int]:
-        keys, state = [], numpy.uint64(self._seed)
+        # mixed before the epoch comes in, or seed 0 in epoch 1 would have the order of seed 1 in epoch 0
+        keys, (state,) = [], mixed(numpy.array([self._seed], dtype=numpy.uint64))
         for number in (self._epoch, *range(_ROUNDS)):
             (state,) = mixed(numpy.array([state ^ numpy.uint64(number)], dtype=numpy.uint64))
             keys.append(state)
