@@ -1,5 +1,6 @@
 """Rows from files, asked of an engine: answers, scores of compositions, and systems held against each other."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from graftwork.serve.outcomes import failure
 from graftwork.tasks.bootstrap import RESAMPLES
 from graftwork.tasks.task import refuse
 from graftwork.train.data import read_split
+from graftwork.train.records import read_records
 
 FIELDS = (
     "text",
@@ -25,12 +27,54 @@ FIELDS = (
     "max_new_tokens",
 )  # what a row may be asked with; everything else in a file is not sent
 
+TABLES = (".csv", ".parquet")
+
 
 def rows_of(file: str, kind: str) -> list[dict[str, Any]]:
     """The labelled rows of a file, for a kind of task. Raises UserError where there is none, DataError."""
     if not Path(file).is_file():
         raise UserError(f"{file}: no such file; give rows as .jsonl, .csv, .parquet or .txt")
     return read_split(DataSection.model_validate({"train": str(Path(file).resolve())}), "train", kind)
+
+
+def questions_of(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file to be answered, labelled or not, images by their paths from here.
+
+    .csv and .parquet are read as a recipe's rows are, anything else as `questions`. Raises DataError.
+    """
+    if file.suffix.lower() in TABLES:
+        found = read_records(DataSection(train=str(file)), "train")
+        refuse(found.problems)
+        rows = [record.fields for record in found.rows]
+    else:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+        rows = questions(content, str(file))
+    return [
+        row | {"image": str(file.parent / row["image"])} if isinstance(row.get("image"), str) else row for row in rows
+    ]
+
+
+def questions(content: bytes, where: str) -> list[dict[str, Any]]:
+    """The rows of a text: a line that begins with { is a JSON row, any other is a text. Raises DataError.
+
+    Lines end at line feeds alone, for texts may hold other separators.
+    """
+    rows = []
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8").strip()
+            row = json.loads(text) if text.startswith(("{", "[{")) else {"text": text}
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}, line {number}: not UTF-8 text (byte {error.start} of the line)") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}, line {number}: not valid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f'{where}, line {number}: a row is an object such as {{"text": ...}}; write one a line')
+        rows += [row] if text else []
+    return rows
 
 
 def evaluate(engine: Engine, adapters: str | None, file: str, *, head: str | None = None) -> Evaluation:

@@ -13,6 +13,7 @@ from graftwork.compose.grammar import parse
 from graftwork.compose.order import check_order
 from graftwork.compose.tree import Composition, Fuse, Parallel, fusions, has, leaves, show, top
 from graftwork.core.backbone import Backbone, load_skeleton
+from graftwork.core.counting import counted
 from graftwork.core.families import FAMILIES, Family, family_of
 from graftwork.core.fusion import FUSIONS
 from graftwork.core.heads import HeadConfig
@@ -24,7 +25,7 @@ from graftwork.errors import AdapterError, BackboneError, NotFound, UserError
 from graftwork.manifest import Manifest
 from graftwork.registry.package import MANIFEST, read, read_manifest
 from graftwork.registry.store import Registry
-from graftwork.sizes import of_fusion, of_head, of_layers, of_method, of_model, storage
+from graftwork.sizes import of_fusion, of_head, of_layers, of_method, storage
 
 
 def describe(
@@ -124,7 +125,7 @@ def _storage(name: str, method: str | None, store: Sequence[str]) -> dict[str, A
     if method is not None:
         raise UserError(f"--store names its methods itself ({', '.join(store)}); leave --method {method} out")
     backbone = Backbone(load_skeleton(name))
-    return {"kind": "storage", "model": name, "parameters": of_model(backbone), **storage(backbone, store)}
+    return {"kind": "storage", "model": name, "parameters": counted(backbone.model), **storage(backbone, store)}
 
 
 def _model(name: str, method: str | None) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def _model(name: str, method: str | None) -> dict[str, Any]:
         "model_type": backbone.config.model_type,
         "layers": backbone.layers,
         "width": backbone.sites[0].width,
-        "parameters": of_model(backbone),
+        "parameters": counted(backbone.model),
         "parameters of the layers": of_layers(backbone),
     }
     if method is not None:

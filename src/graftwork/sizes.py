@@ -13,6 +13,7 @@ import torch
 from graftwork.compose.parts import Parts
 from graftwork.compose.tree import Fuse
 from graftwork.core.backbone import Backbone
+from graftwork.core.counting import counted
 from graftwork.core.fusion import FUSIONS
 from graftwork.core.heads import HeadConfig
 from graftwork.core.kinds import read_config
@@ -22,11 +23,6 @@ from graftwork.summary import LIGHT, heavy
 _MEMBERS = 2  # that a fusion is counted with; its size does not depend on them
 _STORED = re.compile(r"\s*([1-9][0-9]*)\s*\*\s*(\S.*)")
 _BYTES = {"float32": 4, "bfloat16": 2}
-
-
-def of_model(backbone: Backbone) -> int:
-    """All parameters of the frozen base."""
-    return sum(parameter.numel() for parameter in backbone.model.parameters())
 
 
 def of_layers(backbone: Backbone) -> int:
@@ -54,7 +50,7 @@ def of_fusion(backbone: Backbone, config: str) -> dict[str, Any]:
             parts.add_adapter(name, read_config("seq_bn"), backbone)
         parts.add_fusion(Fuse(*names, name="counted"), FUSIONS[config], backbone)
     count = parts.count("fusions", "counted")
-    note = f"above {LIGHT:g} %: no small module" if heavy(config, count, of_model(backbone)) else ""
+    note = f"above {LIGHT:g} %: no small module" if heavy(config, count, counted(backbone.model)) else ""
     return {"fusion": config, **_shares(count, backbone), "note": note}
 
 
@@ -77,11 +73,11 @@ def storage(backbone: Backbone, wanted: Sequence[str]) -> dict[str, Any]:
         found = _STORED.fullmatch(text)
         if found is None:
             raise UserError(f"--store {text!r}: write a number, *, and a method, as in '16*seq_bn' or '9*lora[r=4]'")
-        count, counted = int(found[1]), of_method(backbone, found[2].strip())
-        each = counted["parameters"]
+        count, made = int(found[1]), of_method(backbone, found[2].strip())
+        each = made["parameters"]
         sizes = {f"MB in {dtype}": _megabytes(count * each * size) for dtype, size in _BYTES.items()}
-        rows.append({"adapters": count, "method": counted["method"], "parameters each": each, **sizes})
-    base, number = of_model(backbone), sum(row["adapters"] for row in rows)
+        rows.append({"adapters": count, "method": made["method"], "parameters each": each, **sizes})
+    base, number = counted(backbone.model), sum(row["adapters"] for row in rows)
     adapters = sum(row["adapters"] * row["parameters each"] for row in rows)
     totals = [
         {
@@ -101,5 +97,5 @@ def _megabytes(size: int) -> float:
 
 
 def _shares(count: int, backbone: Backbone) -> dict[str, Any]:
-    of_all, in_layers = of_model(backbone), of_layers(backbone)
+    of_all, in_layers = counted(backbone.model), of_layers(backbone)
     return {"parameters": count, "% of model": 100 * count / of_all, "% of layers": 100 * count / in_layers}

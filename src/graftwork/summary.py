@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from graftwork.compose.parts import Parts
 from graftwork.compose.tree import Composition, fusions, leaves
 from graftwork.core.backbone import Backbone
+from graftwork.core.counting import counted
 
 LIGHT = 5.0  # percent of the base; above it a fusion is no small module any more
 
@@ -57,7 +58,7 @@ def _mark(value: bool) -> str:
 
 def summarise(parts: Parts, backbone: Backbone, active: Composition, head: str | None) -> Summary:
     """Count every part of a model; `active` and `head` are what answers by default."""
-    base = sum(parameter.numel() for parameter in backbone.model.parameters())
+    base = counted(backbone.model)
     in_use: dict[str, set[str | None]] = {
         "adapters": set(leaves(active)),
         "fusions": {fuse.name for fuse in fusions(active)},

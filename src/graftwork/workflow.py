@@ -18,6 +18,8 @@ from typing import Any, Literal
 from graftwork.asking import evaluate as evaluate
 from graftwork.asking import evaluate_several as evaluate_several
 from graftwork.asking import predict as predict
+from graftwork.asking import questions as questions
+from graftwork.asking import questions_of as questions_of
 from graftwork.asking import rows_of
 from graftwork.build import open_model, open_reader, without_bars
 from graftwork.core.backbone import Backbone, load_model
@@ -39,6 +41,7 @@ from graftwork.serve.pruning import attention as fusion_attention
 from graftwork.serve.pruning import prune as prune_fusion
 from graftwork.serve.server import serve as serve_engine
 from graftwork.train.compare import compare as compare
+from graftwork.train.devices import said_once as said_once
 from graftwork.train.devices import speaks as speaks
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import train as run

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from graftwork.core.backbone import Backbone, load_skeleton
+from graftwork.core.counting import counted
 from graftwork.core.heads import HeadConfig
 from graftwork.registry.package import read_manifest
-from graftwork.sizes import of_fusion, of_head, of_layers, of_method, of_model, storage
+from graftwork.sizes import of_fusion, of_head, of_layers, of_method, storage
 from tests.adapted import adapted
 from tests.house.test_tables import table
 
@@ -19,8 +20,8 @@ def test_the_share_of_an_adapter_on_llama_is_of_eight_billion() -> None:
     llama = Backbone(load_skeleton("meta-llama/Meta-Llama-3-8B"))
     two, one = (of_method(llama, f"{name}[reduction_factor=32]") for name in ("double_seq_bn", "seq_bn"))
     assert (two["parameters"], one["parameters"]) == (67_379_200, 33_689_600)
-    assert of_model(llama) == pytest.approx(7.505e9, rel=1e-3)  # the trunk, as it is loaded here: no vocabulary head
-    whole = of_model(llama) + 128_256 * 4096
+    assert counted(llama.model) == pytest.approx(7.505e9, rel=1e-3)  # the trunk, without a vocabulary head
+    whole = counted(llama.model) + 128_256 * 4096
     assert whole == 8_030_261_248
     assert (round(100 * two["parameters"] / whole, 2), round(100 * one["parameters"] / whole, 2)) == (0.84, 0.42)
 
@@ -32,14 +33,14 @@ def test_the_table_of_reduction_factors_names_what_shares_are_of() -> None:
         shares = [f"{row[of]:.2f} %" for row in rows for of in ("% of model", "% of layers")]
         found.append([str(factor), f"{rows[0]['parameters']:,}", *shares])
     assert table("claims.md", HEADING) == found
-    assert (of_model(BERT), of_layers(BERT)) == (109_482_240, 85_054_464)
+    assert (counted(BERT.model), of_layers(BERT)) == (109_482_240, 85_054_464)
 
 
 def test_a_listing_that_adds_the_usual_head_trains_more_than_its_adapter() -> None:
     head = of_head(BERT, HeadConfig(kind="classification", num_outputs=2))
     trained = of_method(BERT, "seq_bn")["parameters"] + head
     assert (head, trained) == (592_130, 1_486_658)
-    assert round(100 * trained / (of_model(BERT) + trained), 2) == 1.34
+    assert round(100 * trained / (counted(BERT.model) + trained), 2) == 1.34
 
 
 def test_a_head_is_another_part_of_a_package_and_may_be_left_out(tmp_path: Path) -> None:
@@ -70,8 +71,8 @@ def test_thirteen_megabytes_are_an_adapter_of_the_large_model() -> None:
     large = Backbone(load_skeleton("bert-large-uncased"))
     assert 4e-6 * of_method(large, "seq_bn")["parameters"] == pytest.approx(12.69, abs=0.01)
     assert 4e-6 * of_method(BERT, "seq_bn")["parameters"] == pytest.approx(3.58, abs=0.01)
-    assert 4e-6 * of_model(BERT) == pytest.approx(438, abs=0.1)
-    assert 4e-6 * 0.036 * of_model(large) == pytest.approx(48.3, abs=0.1)
+    assert 4e-6 * counted(BERT.model) == pytest.approx(438, abs=0.1)
+    assert 4e-6 * 0.036 * large.count() == pytest.approx(48.3, abs=0.1)
 
 
 def test_storage_of_the_usual_examples() -> None:

@@ -121,6 +121,8 @@ def test_several_recipes_are_asked_for_on_purpose(typed: Type, shop: Path) -> No
     said = typed("train", shop / "mood.yaml", shop / "mood.yaml")
     assert (said.code, said.out) == (2, "")
     assert "2 recipes: say --together" in said.err
+    said = typed("train", shop / "mood.yaml", "--push", "bad name!")
+    assert (said.code, "'bad name!' cannot name a package" in said.err) == (2, True), "not after the training"
     said = typed("train", shop / "mood.yaml", "--sweep", "training.seed=0,1", "--push", "mood")
     assert said.code == 2
     assert "--push names one package" in said.err
@@ -332,6 +334,16 @@ def test_a_picture_that_is_not_there_is_an_error_of_its_row(typed: Type, shop: P
     lost, found = [json.loads(line) for line in said.out.splitlines()]
     assert (said.code, "nope.png' cannot be read" in lost["error"]["message"]) == (1, True)
     assert found["adapters"] == "mood@1"
+
+
+def test_what_every_process_sees_is_said_by_one(typed: Type, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train", shop / "mood.yaml", "--set", "training.epochs=-2"]
+    for rank, says in (("0", True), ("1", False)):
+        with monkeypatch.context() as one:
+            one.setenv("RANK", rank)
+            one.setenv("WORLD_SIZE", "2")
+            said = typed(*words)
+        assert (said.code, "training.epochs: -2" in said.err) == (2, says)
 
 
 REFUSALS: dict[str, Callable[[], object]] = {

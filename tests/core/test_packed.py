@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from graftwork.build import open_model
+from graftwork.core.counting import counted
 from graftwork.core.packed import MISSING, packing
 from graftwork.errors import BackboneError, RecipeError
 from graftwork.recipe import override
@@ -48,6 +49,7 @@ def test_an_adapter_trains_on_a_packed_base_that_keeps_its_fingerprint(bits: str
     packed = open_model(made.model)
     linear = packed.base.encoder.layer[0].attention.self.query  # type: ignore[union-attr]
     assert not linear.weight.is_floating_point()
+    assert counted(packed.base) == counted(plain.base) == result.parameters["base"], "not what is stored"
     for model in (plain, packed):
         model.install(result.package, "mood")
         model.eval()

@@ -68,6 +68,12 @@ def test_scores_are_over_all_pieces() -> None:
     assert scores == {"log_likelihood": -1.625, "perplexity": pytest.approx(math.exp(1.625)), "accuracy": 0.5}
     with pytest.raises(ValueError, match="2 answers for 1 rows"):
         MaskedLanguage((), 8).score(answers, [{}])
+    for task, why in (
+        (MaskedLanguage((), 8), "each holds masks already"),
+        (CausalLanguage((), 8), "each is of one piece"),
+    ):
+        with pytest.raises(DataError, match=f"in none of the 1 texts is there a piece to be told: {why}"):
+            task.score([{"pieces": 0, "right": 0, "log_likelihood": 0.0}], [{}])
 
 
 def test_a_vocabulary_without_a_mask_is_refused() -> None:

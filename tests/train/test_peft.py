@@ -4,6 +4,7 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -11,9 +12,10 @@ import safetensors.torch
 from graftwork.build import open_encoder, open_model, package_task
 from graftwork.errors import RecipeError
 from graftwork.evaluate import evaluate
+from graftwork.model import AdapterModel
 from graftwork.recipe import override
 from graftwork.train.methods import recipes_of
-from graftwork.train.peft import MISSING, configured
+from graftwork.train.peft import KINDS, MISSING, configured, put
 from graftwork.train.run import train
 from tests import tiny
 from tests.train import small
@@ -93,3 +95,40 @@ def test_what_is_written_answers_alike_in_peft_itself(tmp_path: Path) -> None:
 def test_what_peft_itself_refuses_is_said() -> None:
     with pytest.raises(RecipeError, match=r"adapter\.options: peft's LoraConfig refuses them: .*rank"):
         configured("lora", {"rank": 2})
+
+
+@needs_it
+@pytest.mark.parametrize(
+    ("options", "says", "remedy"),
+    [({"r": "8"}, "peft cannot adapt a BertModel", False), ({"target_modules": ["nope"]}, "nope", False)],
+)
+def test_options_that_peft_cannot_use_are_said(
+    tmp_path: Path, options: dict[str, Any], says: str, remedy: bool
+) -> None:
+    made = small.recipe(tmp_path, {**LORA, "adapter": {"variant": "lora", "options": options}})
+    with pytest.raises(RecipeError) as caught:
+        train(made, progress=False)
+    assert says in str(caught.value)
+    assert ("name the layers" in str(caught.value)) is remedy
+    assert not Path(made.output).exists()
+
+
+@needs_it
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_method_of_the_table_can_be_put_into_a_model(kind: str) -> None:
+    model = AdapterModel(tiny.model("bert"))
+    model.add_classification_head("mood", num_labels=2)
+    options: dict[str, Any] = {"target_modules": ["LayerNorm"]} if kind == "ln_tuning" else {}
+    if options:  # it has no default for this base
+        with pytest.raises(RecipeError, match=r"name the layers: adapter.options: \{target_modules: \[\.\.\.\]\}"):
+            put(model, configured(kind, {}), "mood")
+    put(model, configured(kind, options), "mood")
+    assert any(weight.requires_grad for name, weight in model.base.named_parameters())
+
+
+@needs_it
+def test_the_package_of_a_baseline_claims_no_scores_of_its_own(tmp_path: Path) -> None:
+    result = train(small.recipe(tmp_path, LORA), progress=False)
+    assert result.scores["dev"]
+    assert result.package.manifest.scores == {}
+    assert any("the package is the head alone, without scores" in note for note in result.notes)

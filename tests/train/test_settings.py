@@ -10,6 +10,7 @@ from transformers.training_args import ParallelMode
 from graftwork.errors import RecipeError
 from graftwork.schema.sections import TrainingSection
 from graftwork.tasks.kinds import TASKS
+from graftwork.train.run import train
 from graftwork.train.settings import arguments, steps_per_epoch, total_steps, wants_bf16
 from tests.train import small
 
@@ -55,6 +56,19 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
     }
     assert {key: getattr(found, key) for key in expected} == expected
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("scheduler", ["linear", "polynomial"])
+def test_the_only_step_of_a_run_has_its_learning_rate(tmp_path: Path, scheduler: str) -> None:
+    changes = {"training.max_steps": 1, "training.lr_scheduler": scheduler, "training.learning_rate": 1e-2}
+    made = small.recipe(tmp_path, changes, train=8, dev=4)
+    assert arguments(made, tmp_path / "checkpoints", 8, "accuracy").warmup_steps == 0
+    assert train(made, progress=False).history[0]["learning_rate"] == pytest.approx(1e-2)
+
+
+def test_a_schedule_cannot_end_above_where_it_begins(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="learning_rate: 1e-08: lr_scheduler: polynomial ends at 1e-07"):
+        small.recipe(tmp_path, {"training.lr_scheduler": "polynomial", "training.learning_rate": 1e-8})
 
 
 def test_the_loss_is_better_when_lower(tmp_path: Path) -> None:

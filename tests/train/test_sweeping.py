@@ -17,6 +17,7 @@ from graftwork.train.comparison import Row
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import How, train
 from graftwork.train.sweeping import Swept, gap, pays, sweep
+from graftwork.train.trainer import AdapterTrainer
 from tests.train import small
 from tests.train.test_together import folder_without_dropout
 
@@ -139,12 +140,22 @@ def test_a_run_that_a_library_ends_fails_alone(made: Recipe, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("together", [None, True])
-def test_what_a_library_refuses_of_one_recipe_is_a_row_also_together(made: Recipe, together: bool | None) -> None:
-    few = override(made, {"training.lr_scheduler": "polynomial", "training.batch_size": 2})
+def test_what_a_library_refuses_of_one_recipe_is_a_row_also_together(
+    made: Recipe, together: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = AdapterTrainer.create_optimizer
+
+    def scarce(self: AdapterTrainer, *given: Any) -> Any:
+        if self.args.learning_rate < 1e-6:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return create(self, *given)
+
+    monkeypatch.setattr(AdapterTrainer, "create_optimizer", scarce)
+    few = override(made, {"training.batch_size": 2})
     found = sweep(few, {"training.learning_rate": [1e-2, 1e-8]}, progress=False, together=together)
     assert found.together
     assert found.rows[0].score == result(found.results[0]).scores["test"]["accuracy"]
-    assert (found.rows[1].error or "").startswith("ValueError: lr_end")
+    assert (found.rows[1].error or "").startswith("OutOfMemoryError: CUDA out of memory.")
 
 
 @pytest.mark.parametrize("together", [None, True])

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,11 +12,12 @@ from graftwork.cli.options import AsJson, Root
 from graftwork.cli.printing import emit
 from graftwork.cli.registry import open_registry
 from graftwork.errors import GoalMissed, GraftworkError, RecipeError
-from graftwork.recipe import settings
+from graftwork.recipe import Recipe, settings
+from graftwork.registry.store import check_name
 from graftwork.train.outcome import TrainResult
 from graftwork.train.report import lines, table, written
 from graftwork.train.run import How
-from graftwork.workflow import push, read_recipes, read_sweep, speaks, train, train_sweep, train_together
+from graftwork.workflow import push, read_recipes, read_sweep, said_once, speaks, train, train_sweep, train_together
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -54,8 +55,7 @@ def command(
     registry, given = open_registry(root), settings(changes or [])
     said = " ".join(["graftwork", *sys.argv[1:]])
     progress = False if as_json else None
-    one, choices = read_sweep(recipes[0], given, sweep or [])
-    _check(len(recipes), together or bool(choices), push_as)
+    one, choices = _read(recipes, given, sweep or [], together, push_as)
     if choices and len(recipes) == 1:
         how = How(resume=resume, overwrite=overwrite, command=said)
         swept = train_sweep(
@@ -85,10 +85,22 @@ def _tell(result: TrainResult, pushed: str | None, as_json: bool) -> None:
         typer.echo(line)
 
 
+def _read(
+    recipes: list[Path], given: dict[str, Any], sweep: list[str], together: bool, push_as: str | None
+) -> tuple[Recipe, dict[str, Sequence[Any]]]:
+    """The first recipe and what is swept over. Raises RecipeError, UserError, which one of several processes says."""
+    with said_once():
+        one, choices = read_sweep(recipes[0], given, sweep)
+        _check(len(recipes), together or bool(choices), push_as)
+    return one, choices
+
+
 def _check(count: int, several: bool, push_as: str | None) -> None:
     """Raise RecipeError for options that do not go together."""
     if count > 1 and not several:
         raise RecipeError(f"{count} recipes: say --together to train them in one run, or train one after another")
+    if push_as:
+        check_name(push_as)
     if push_as and several:
         raise RecipeError("--push names one package, and this trains several; push each with graftwork registry push")
 

@@ -278,8 +278,7 @@ class Parts(nn.Module):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def fusion_penalty(self, used: Sequence[Composition], without: Collection[str] = ()) -> Tensor | None:
-        """The summed regulariser of those fusions in use that are being trained, or None. without: sites where they did
-        not run, which nothing may move."""
+        """The summed regulariser of those fusions in use that train, or None; of the sites `without`, none."""
         names = {fuse.name for tree in used for fuse in fusions(tree)}
         penalties = [
             penalty

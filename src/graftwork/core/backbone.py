@@ -262,7 +262,7 @@ def load_model(name: str | Path, **options: Any) -> PreTrainedModel:
     return _load(AutoModel, name, options)
 
 
-def load_skeleton(name: str | Path) -> PreTrainedModel:
+def load_skeleton(name: str | Path, revision: str | None = None) -> PreTrainedModel:
     """The model's modules on the meta device, from its configuration alone: shapes without weights.
 
     A well-known model is built from its published shape, without asking a hub. Raises BackboneError.
@@ -271,7 +271,7 @@ def load_skeleton(name: str | Path) -> PreTrainedModel:
         model_type, fields = SHAPES[str(name)]
         config = AutoConfig.for_model(model_type, **fields)
     else:
-        config = _load(AutoConfig, name, {})
+        config = _load(AutoConfig, name, {} if revision is None else {"revision": revision})
     with torch.device("meta"):
         return AutoModel.from_config(config)
 

@@ -51,6 +51,7 @@ def conflicts(data: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _composition(adapter, _section(data, "training").get("method", "adapter"))
     yield from _fusing(adapter, _section(data, "training"))
     yield from _resting(_section(data, "training"), task.get("kind"), adapter.get("language_adapter"))
+    yield from _scheduled(_section(data, "training"))
     yield from _head(task, _section(data, "training").get("method", "adapter"))
     yield from _dropping(_section(data, "training"), task.get("kind"))
     yield from _quantised(_section(data, "model"), _section(data, "training"))
@@ -140,6 +141,18 @@ def _resting(training: Mapping[str, Any], kind: Any, below: Any) -> Iterator[Pro
         why = "states are kept of texts, not of images"
     if why:
         yield _about("training", "prefix_cache", f"{shown(wanted)}: {why}, or set it to off")
+
+
+LOWEST = 1e-7  # where transformers' polynomial schedule ends
+
+
+def _scheduled(training: Mapping[str, Any]) -> Iterator[Problem]:
+    """A learning rate that has to fall to one above it."""
+    rate = training.get("learning_rate")
+    if training.get("lr_scheduler") == "polynomial" and isinstance(rate, float) and rate <= LOWEST:
+        yield _about(
+            "training", "learning_rate", f"{rate:g}: lr_scheduler: polynomial ends at {LOWEST:g}; begin above it"
+        )
 
 
 def _dropping(training: Mapping[str, Any], kind: Any) -> Iterator[Problem]:

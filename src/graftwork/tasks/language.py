@@ -36,6 +36,7 @@ class Language(Task):
     follows_base: ClassVar[bool] = True
     head_layers: ClassVar[int] = 2
     pools: ClassVar[bool] = False
+    untold: ClassVar[str]  # why a text may have nothing to be told
 
     @property
     def main_score(self) -> str:
@@ -47,6 +48,8 @@ class Language(Task):
     def scorer(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scorer:
         if len(answers) != len(rows) or not rows:
             raise ValueError(f"{len(answers)} answers for {len(rows)} rows: a score needs one each, and at least one")
+        if not any(answer["pieces"] for answer in answers):
+            raise DataError(f"in none of the {len(rows)} texts is there a piece to be told: {self.untold}")
         return summed([(answer["log_likelihood"], answer["right"], answer["pieces"]) for answer in answers], _said)
 
     def details(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Details:
@@ -61,6 +64,7 @@ class MaskedLanguage(Language):
 
     kind: ClassVar[str] = "masked_lm"
     head_kind: ClassVar[str] = "masked_lm"
+    untold: ClassVar[str] = "each holds masks already, and what is behind those is not known; give whole texts"
 
     def features(self, row: Row, encoder: TextEncoder) -> Encoded:
         whole, mask = encoder.text(row["text"]), encoder.tokenizer.mask_token_id
@@ -106,6 +110,7 @@ class CausalLanguage(Language):
 
     kind: ClassVar[str] = "causal_lm"
     head_kind: ClassVar[str] = "causal_lm"
+    untold: ClassVar[str] = "each is of one piece, which nothing stands before; give longer texts"
 
     def features(self, row: Row, encoder: TextEncoder) -> Encoded:
         return replace(encoder.text(row["text"]), spell=encoder.tokenizer.convert_ids_to_tokens)

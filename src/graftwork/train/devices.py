@@ -22,6 +22,7 @@ sets. How they act as one is in processes.py.
 import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ from graftwork.build import open_model
 from graftwork.core.backbone import load_skeleton
 from graftwork.core.families import Family, family_of
 from graftwork.core.locate import layers_of
-from graftwork.errors import RecipeError
+from graftwork.errors import GraftworkError, RecipeError
 from graftwork.model import AdapterModel
 from graftwork.recipe import Recipe
 from graftwork.schema.values import RECIPES
@@ -104,9 +105,8 @@ class Devices(Processes):
     def opened(self, recipe: Recipe) -> AdapterModel:
         """The base of a recipe as this process holds it. Raises BackboneError, RecipeError for one without a plan."""
         spread = self.kind.spread if self.several else None
-        return open_model(
-            recipe.model, None if spread is None else spread(load_skeleton(recipe.model.name), self.count)
-        )
+        base = recipe.model
+        return open_model(base, None if spread is None else spread(load_skeleton(base.name, base.revision), self.count))
 
     def check(self, model: AdapterModel, recipe: Recipe, dev: Sequence[Row]) -> None:
         """Raise RecipeError for what a recipe put on its base, or asks of rows like `dev`, that cannot be shared."""
@@ -192,6 +192,16 @@ def need_one_process(recipe: Recipe) -> None:
 def speaks() -> bool:
     """Whether this process is the one that says what became of a run."""
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """An error in what every process does alike, before they are joined, is said by one of them."""
+    try:
+        yield
+    except GraftworkError as error:
+        error.said_elsewhere = not speaks()
+        raise
 
 
 def _check(recipe: Recipe, devices: Devices) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from graftwork.build import open_encoder, open_images, positions, recipe_task
+from graftwork.core.counting import counted
 from graftwork.errors import RecipeError
 from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
@@ -218,8 +219,7 @@ def _cut(encoded: Mapping[str, Sequence[Encoded]], limit: int, recipe: Recipe) -
 
 def _heavy(model: AdapterModel, setup: Setup) -> Iterator[str]:
     if setup.name in model.parts.fusion_records:
-        base = sum(parameter.numel() for parameter in model.base.parameters())
-        yield heavy(setup.name, model.parts.count("fusions", setup.name), base) or ""
+        yield heavy(setup.name, model.parts.count("fusions", setup.name), counted(model.base)) or ""
 
 
 def _flat(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

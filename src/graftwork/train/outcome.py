@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from graftwork.core.counting import counted
 from graftwork.errors import PackageError
 from graftwork.model import AdapterModel
 from graftwork.registry.durable import named, replace_file
@@ -103,7 +104,7 @@ def counts(model: AdapterModel, name: str) -> dict[str, int]:
         "adapter": parts.count("adapters", name) if name in parts.adapter_configs else 0,
         "fusion": parts.count("fusions", name) if name in parts.fusion_records else 0,
         "head": parts.count("heads", name),
-        "base": sum(parameter.numel() for parameter in model.base.parameters()),
+        "base": counted(model.base),
     }
 
 

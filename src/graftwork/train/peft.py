@@ -20,12 +20,12 @@ from graftwork.model import AdapterModel
 from graftwork.schema.problems import nearest
 
 MISSING = "peft is not installed (pip install 'graftwork[baselines]')"
+HEAD_ALONE = "the package is the head alone, without scores: these are of PEFT's layers with it, which lie in peft/"
 # method -> the name of its configuration in peft, and what it is told
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("LoraConfig", {}),
     "dora": ("LoraConfig", {"use_dora": True}),
     "ia3": ("IA3Config", {}),
-    "vera": ("VeraConfig", {}),
     "loha": ("LoHaConfig", {}),
     "lokr": ("LoKrConfig", {}),
     "oft": ("OFTConfig", {}),
@@ -58,11 +58,10 @@ def put(model: AdapterModel, config: Any, head: str) -> None:
 
     try:
         peft.inject_adapter_in_model(config, model.base)
-    except (ValueError, NotImplementedError) as error:
-        raise RecipeError(
-            f"adapter: peft cannot adapt a {type(model.base).__name__}: {error}; where it has no default for a type of "
-            "base, name the layers: adapter.options: {target_modules: [...]}"
-        ) from None
+    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:  # also of options of a wrong type
+        lacks = "target_modules" in str(error) and not config.target_modules
+        remedy = "; name the layers: adapter.options: {target_modules: [...]}" if lacks else ""
+        raise RecipeError(f"adapter: peft cannot adapt a {type(model.base).__name__}: {error}{remedy}") from None
     model.parts.head(head).requires_grad_(True)
 
 

@@ -45,7 +45,7 @@ from graftwork.train.job import Job, prepare
 from graftwork.train.memory import peak
 from graftwork.train.monitor import judge
 from graftwork.train.outcome import TrainResult, counts, history, machine, read_result, versions, write_result
-from graftwork.train.peft import save
+from graftwork.train.peft import HEAD_ALONE, save
 from graftwork.train.settings import steps_per_epoch
 from graftwork.train.stages import FirstStage, first_stage
 from graftwork.train.trainer import Step
@@ -159,7 +159,8 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
     points, best = history(state.log_history), _best_epoch(job, state)
     scores = {split: _scores(job, model, rows) for split in ("dev", "test") if (rows := getattr(job.data, split))}
     curve = [scores["dev"], *(_scores(job, model, job.data.dev, range(n)) for n in job.drop.counts)] if job.drop else []
-    provenance = _provenance(job, scores, _training(job, state.global_step, best, curve))
+    told = scores if recipe.training.method != "peft" else {}  # of the head without PEFT's layers they would not be
+    provenance = _provenance(job, told, _training(job, state.global_step, best, curve))
     package = kept.package(name, provenance=provenance)
     title = f"{name} ({recipe.task.kind}, {recipe.training.method})"
     no_curve = job.devices.from_first(lambda: _written(package, folder, points, job.metric, title))
@@ -187,7 +188,7 @@ def _conclude(job: Job, folder: RunFolder, state: TrainerState, call: _Call) -> 
         command=call.command,
         folder=folder.path,
         package=package,
-        notes=(*job.notes, *fused.notes, *filter(None, (no_curve, verdict.said))),
+        notes=(*job.notes, *fused.notes, *filter(None, (no_curve, verdict.said, "" if told is scores else HEAD_ALONE))),
         resumed_from=call.resumed_from,
         machine=machine(),
         memory=peak(),

@@ -28,7 +28,7 @@ def arguments(recipe: Recipe, folder: Path, rows: int, metric: str) -> TrainingA
         per_device_eval_batch_size=training.eval_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation,
         learning_rate=training.learning_rate,
-        warmup_steps=math.ceil(training.warmup_ratio * total_steps(training, rows)),
+        warmup_steps=warmup_steps(training, rows),
         lr_scheduler_type=training.lr_scheduler,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
@@ -63,6 +63,12 @@ def steps_per_epoch(training: TrainingSection, rows: int) -> int:
 def total_steps(training: TrainingSection, rows: int) -> int:
     """Optimiser steps of the whole run, if it is not stopped early."""
     return training.max_steps or training.epochs * steps_per_epoch(training, rows)
+
+
+def warmup_steps(training: TrainingSection, rows: int) -> int:
+    """Optimiser steps in which the learning rate rises from 0; never all of them, for the first of them has 0."""
+    total = total_steps(training, rows)
+    return min(math.ceil(training.warmup_ratio * total), total - 1)
 
 
 def wants_bf16(training: TrainingSection) -> bool:
