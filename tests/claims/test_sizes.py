@@ -72,7 +72,7 @@ def test_thirteen_megabytes_are_an_adapter_of_the_large_model() -> None:
     assert 4e-6 * of_method(large, "seq_bn")["parameters"] == pytest.approx(12.69, abs=0.01)
     assert 4e-6 * of_method(BERT, "seq_bn")["parameters"] == pytest.approx(3.58, abs=0.01)
     assert 4e-6 * counted(BERT.model) == pytest.approx(438, abs=0.1)
-    assert 4e-6 * 0.036 * large.count() == pytest.approx(48.3, abs=0.1)
+    assert 4e-6 * 0.036 * counted(large.model) == pytest.approx(48.3, abs=0.1)
 
 
 def test_storage_of_the_usual_examples() -> None:

@@ -148,6 +148,19 @@ def in_a_strange_folder(folder: Path, registry: Registry) -> list[str]:
     return [str(member(folder, "a", 1)), str(member(folder, "b", 1))]
 
 
+def named_alike(folder: Path, registry: Registry) -> list[str]:
+    files = [member(folder, name, 1) for name in "ab"]
+    for file in files:
+        file.write_text(file.read_text() + "name: same\n")
+    return [*map(str, files)]
+
+
+def with_its_own_package(folder: Path, registry: Registry) -> list[str]:
+    a = member(folder, "a", 1)
+    registry.push(train(recipes.load(a)).package, "a")
+    return [str(a), str(member(folder, "b", 1)), "a@1"]
+
+
 def two_of(**more: str) -> Case:
     return lambda folder, registry: [str(member(folder, "a", 1)), str(member(folder, "b", 1, **more))]
 
@@ -180,6 +193,20 @@ REFUSED: dict[str, tuple[Case, type[GraftworkError], str]] = {
     "another run": (with_a_run_of_another_recipe, Conflict, "training.seed was 7, is 8"),
     "a strange folder": (in_a_strange_folder, Conflict, r"holds files that are no run's \(letter.txt\)"),
     "no such package": (lambda folder, registry: [str(member(folder, "a", 1)), "new"], NotFound, "no package 'new'"),
+    "one recipe twice": (named_alike, RecipeError, r"a.yaml and .*b.yaml say the same; name each member once"),
+    "a package and its finished run": (
+        with_its_own_package,
+        RecipeError,
+        r"adapter.members: .*a.yaml, a@1 are one package, a@1; name each member once",
+    ),
+    "no site in common": (
+        lambda folder, registry: [
+            str(member(folder, "a", 1, adapter=", leave_out: [0, 1]")),
+            str(member(folder, "b", 1, adapter=", leave_out: [2]")),
+        ],
+        GraftworkError,
+        "no site",
+    ),
     "an unknown variant": (two_of(adapter=", non_linearity: wavy"), RecipeError, "wavy"),
 }
 
@@ -197,6 +224,24 @@ def test_what_is_refused_before_anything_trains(tmp_path: Path, registry: Regist
     there = sorted(tmp_path.rglob("*"))
     with pytest.raises(error, match=says):
         train(fusion(tmp_path, members, changes), registry=registry)
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"training.metric": "pearson"}, "training.metric: 'pearson' is no score of task classification"),
+        ({"task.head": "nope@1"}, "no package 'nope'"),
+        ({"training.drop": [0, 9]}, "the highest layer with something that trains is"),
+    ],
+)
+def test_what_is_wrong_with_the_fusion_is_said_before_its_members_train(
+    tmp_path: Path, registry: Registry, changes: dict[str, Any], says: str
+) -> None:
+    members = [str(member(tmp_path, name, 1)) for name in "ab"]
+    there = sorted(tmp_path.rglob("*"))
+    with pytest.raises(GraftworkError, match=says):
+        train(fusion(tmp_path, [*members, "old"], changes), registry=registry)
     assert sorted(tmp_path.rglob("*")) == there
 
 
@@ -352,14 +397,6 @@ def test_what_several_processes_cannot_share_is_seen_in_a_member_and_in_the_fusi
     )
     (tmp_path / "a.yaml").write_text(recipes.dump(member))
     made = fusion(tmp_path, [str(tmp_path / "a.yaml"), "old"], few if which == "fusion" else enough)
-    refused = pytest.raises(RecipeError, match=r"training\.batch_size: 2 rows cannot be shared by 3 processes")
-    if which == "member":
-        with refused:
-            first_stage(made, registry, Devices(0, 3))
-    else:
-        work = first_stage(made, registry, Devices(0, 3))
-        assert work is not None
-        work.references |= dict.fromkeys(work.jobs, registry.push(registry.get("old"), "too"))
-        with refused:
-            work.second()
+    with pytest.raises(RecipeError, match=r"training\.batch_size: 2 rows cannot be shared by 3 processes"):
+        first_stage(made, registry, Devices(0, 3))
     assert not (tmp_path / "a").exists()

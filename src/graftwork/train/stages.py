@@ -4,19 +4,25 @@
 
 Every member has its own run folder and its own package in the registry, so that it can be served, fused again and found
 under the exact reference that the fusion's composition and package name. What is wrong with any of the recipes, with
-the packages beside them or with the fusion's own rows is found before anything trains; one base serves them all. A
-member's run that is finished is read back, one that was stopped goes on.
+the packages beside them or with the fusion itself is found before anything trains: its job is made once over members
+as they are at birth, and thrown away. One base serves them all. A member's run that is finished is read back, one that
+was stopped goes on.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import unquote
 
 from graftwork import recipe as recipes
 from graftwork.build import open_model
+from graftwork.compose.tree import show
 from graftwork.core.backbone import Backbone
 from graftwork.errors import Conflict, RecipeError
 from graftwork.model import AdapterModel
+from graftwork.packing import Provenance
 from graftwork.recipe import Recipe
 from graftwork.registry.store import Registry
 from graftwork.schema.values import RECIPES
@@ -24,7 +30,7 @@ from graftwork.train.data import Data, load_data
 from graftwork.train.devices import ALONE, Devices
 from graftwork.train.folder import RunFolder
 from graftwork.train.job import Job, Read, assemble, read
-from graftwork.train.outcome import TrainResult
+from graftwork.train.outcome import TrainResult, read_result
 from graftwork.train.setup import install_member
 
 KEY = "adapter.members"
@@ -53,10 +59,35 @@ class FirstStage:
 
     def second(self) -> Job:
         """The job of the fusion over what the first stage made. Raises UserErrors as `prepare`."""
-        named = [self.references.get(member, member) for member in self.recipe.adapter.members or ()]
-        exact = recipes.override(self.recipe, {"adapter.members": named}, check_files=False)
-        job = assemble(exact, self.registry, self.data, AdapterModel(self.backbone), self.rows, self.devices)
+        job = self._over(self.registry, self.references)
         return replace(job, notes=(*self.notes, *job.notes))
+
+    def rehearse(self) -> None:
+        """Make that job over members as they are at birth, or as their finished runs made them. Raises as `second`."""
+        made: dict[str, str] = {}
+        with TemporaryDirectory() as folder:
+            shelf = _shelf(self.registry, Path(folder), {job.setup.name for job in self.jobs.values()})
+            for path, job in self.jobs.items():
+                run = RunFolder(job.recipe.output)
+                if run.finished:
+                    made[path] = kept(shelf, read_result(run))
+                    continue
+                told = Provenance(task=job.task.spec, vocabulary=job.encoder.digest, members=job.setup.members,
+                                  composition=show(job.setup.composition))  # fmt: skip
+                taken = job.setup.name in {reference.partition("@")[0] for reference in made.values()}
+                name = f"{job.setup.name}-{len(made)}" if taken else job.setup.name
+                made[path] = shelf.push(job.model.package(job.setup.name, provenance=told), name)
+            self._over(shelf, made)
+
+    def _over(self, registry: Registry, references: Mapping[str, str]) -> Job:
+        """The fusion's job over members, those that are recipes by their references."""
+        members = self.recipe.adapter.members or ()
+        named = [references.get(member, member) for member in members]
+        if twice := sorted({one for one in named if named.count(one) > 1}):
+            alike = ", ".join(member for member, one in zip(members, named, strict=True) if one == twice[0])
+            raise RecipeError(f"{KEY}: {alike} are one package, {twice[0]}; name each member once")
+        exact = recipes.override(self.recipe, {KEY: named}, check_files=False)
+        return assemble(exact, registry, self.data, AdapterModel(self.backbone), self.rows, self.devices)
 
 
 def first_stage(recipe: Recipe, registry: Registry | None, devices: Devices = ALONE) -> FirstStage | None:
@@ -72,6 +103,7 @@ def first_stage(recipe: Recipe, registry: Registry | None, devices: Devices = AL
         raise RecipeError(f"{KEY}: {paths[0]!r} is trained into the registry, and no registry was given")
     members = {path: recipes.load(path) for path in paths}
     problems = [f"{KEY}: {path}: {problem}" for path, one in members.items() for problem in _problems(one, recipe)]
+    problems += [f"{KEY}: {one} and {other} say the same; name each member once" for one, other in _alike(members)]
     if problems:
         raise RecipeError(problems)
     _check_folders(recipe, members)
@@ -83,7 +115,9 @@ def first_stage(recipe: Recipe, registry: Registry | None, devices: Devices = AL
     jobs = {path: _job(one, registry, model.backbone, devices) for path, one in members.items()}
     for job in jobs.values():
         RunFolder(job.recipe.output).check(resume=True, overwrite=False, identity=job.identity)
-    return FirstStage(recipe, registry, model.backbone, data, rows, jobs, devices)
+    stage = FirstStage(recipe, registry, model.backbone, data, rows, jobs, devices)
+    stage.rehearse()
+    return stage
 
 
 def recipes_among(recipe: Recipe) -> list[str]:
@@ -98,6 +132,27 @@ def kept(registry: Registry, result: TrainResult) -> str:
         if found.digest == result.package.digest:
             return str(found)
     return registry.push(result.package, result.name)
+
+
+def _shelf(registry: Registry, folder: Path, mine: Collection[str]) -> Registry:
+    """A registry in a folder that holds what another does, where `mine` can be pushed without its changing."""
+    for there in registry.root.iterdir() if registry.root.is_dir() else ():
+        place = folder / there.name
+        if there.name.startswith("."):
+            continue
+        if unquote(there.name) in mine:
+            place.mkdir()
+            for part in there.iterdir():
+                (place / part.name).symlink_to(part.absolute())
+        else:
+            place.symlink_to(there.absolute())
+    return Registry(folder)
+
+
+def _alike(members: Mapping[str, Recipe]) -> Iterator[tuple[str, str]]:
+    """The recipes that would make one package: they differ in their folders at most."""
+    asked = {path: one.model_dump(exclude={"output"}) for path, one in members.items()}
+    return ((one, other) for one, other in combinations(asked, 2) if asked[one] == asked[other])
 
 
 def _problems(member: Recipe, fusion: Recipe) -> Iterator[str]:
