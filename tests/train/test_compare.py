@@ -4,15 +4,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from graftwork.cli.main import run
 from graftwork.errors import Conflict, DataError, RecipeError
 from graftwork.recipe import Recipe, dump, load, override
 from graftwork.registry.durable import sibling
+from graftwork.train import apart
 from graftwork.train.compare import compare
 from graftwork.train.comparison import MISSING, Row, Run, as_json, cells, draw, interval, page, row_of, scored
 from graftwork.train.memory import peak
@@ -195,6 +198,18 @@ def test_rows_of_other_data_are_refused_also_without_dev_rows(
     assert rows[0].score is not None
 
 
+def test_a_price_that_cannot_be_measured_costs_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(job: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(apart, "price", scarce)
+    made = small.recipe(tmp_path, {"training.epochs": 1}, train=16, dev=6)
+    asked = {"recipe": dump(made), "registry": None, "how": asdict(How()), "priced": True, "threads": 1}
+    row = row_of("a", [Run("a", made, apart._answer(asked))])
+    assert row.score is not None
+    assert row.error == "its price was not measured: OutOfMemoryError: CUDA out of memory. (seed 0)"
+
+
 def ignored(line: str) -> None:
     """Nobody is told."""
 
@@ -316,6 +331,8 @@ def test_a_row_reads_well() -> None:
     assert cells(Row("x", None, error="no")) == {"method": "x", "note": "no"}
     assert "| a\\|b | 0.5000 |" in page("p", [row, Row("x", None, error="two\nlines")], "graftwork compare p")
     assert scored([Row("x", None)]) == "no method has a score"
+    pictures = Row("x", 0.5, split="dev", metric="accuracy", seeds={"0": 0.5}, price={**PRICE, "pieces": 0})
+    assert scored([pictures]) == "score: accuracy of dev, 1 seed; inference with 6 rows"
 
 
 def test_a_picture_needs_scores_and_matplotlib(tmp_path: Path) -> None:

@@ -136,7 +136,11 @@ def _answer(asked: Mapping[str, Any]) -> dict[str, Any]:
         with bars(sys.stderr.isatty()) as shown:
             job = ready(recipe, registry, how, shown)
             result = carry_out(job, how, shown)
-        return {"result": written(result), "size": result.size, "price": price(job) if asked["priced"] else None}
+        answer: dict[str, Any] = {"result": written(result), "size": result.size, "price": None}
+        try:
+            return answer | {"price": price(job) if asked["priced"] else None}
+        except Exception as error:  # what was trained has its score all the same
+            return answer | {"error": f"its price was not measured: {in_a_line(error)}"}
     except GraftworkError as error:
         return {"error": str(error)}
     except Exception as error:  # a library's: told in a row, as the others go on

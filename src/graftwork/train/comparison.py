@@ -182,7 +182,8 @@ def scored(rows: Sequence[Row]) -> str:
         return "no method has a score"
     most = max(len(one.seeds) for one in rows)
     batch = next((one.price for one in rows if one.price), None)
-    asked = f"; inference with {batch['rows']} rows of {batch['pieces']} pieces" if batch else ""
+    length = f" of {batch['pieces']} pieces" if batch and batch["pieces"] else ""
+    asked = f"; inference with {batch['rows']} rows{length}" if batch else ""
     return f"score: {row.metric} of {row.split}, {most} seed{'s' if most > 1 else ''}{asked}"
 
 

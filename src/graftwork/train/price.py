@@ -23,7 +23,7 @@ ROUNDS = (5, 40)
 
 
 def price(job: Job) -> dict[str, Any]:
-    """{"low", "middle", "high"}: quartiles of time with over time without, and the batch's rows and pieces."""
+    """{"low", "middle", "high"}: quartiles of time with over time without, and the batch's rows and pieces, 0 of images."""
     count = len(job.encoded["dev"])
     places = sorted({count * number // min(ROWS, count) for number in range(min(ROWS, count))})
     own = job.learner.model if isinstance(job.learner, FullModel) else job.model
@@ -45,7 +45,8 @@ def price(job: Job) -> dict[str, Any]:
     rounds = min(ROUNDS[1], max(ROUNDS[0], round(1e3 * SECONDS / (2 * first))))
     times = alternate(rivals, rounds, clock)
     found = asdict(quotients(times["with"], times["without"]))
-    return found | {"rows": len(places), "pieces": next(iter(inputs.values())).shape[-1]}
+    texts = inputs.get("input_ids")
+    return found | {"rows": len(places), "pieces": 0 if texts is None else texts.shape[-1]}
 
 
 def _forward(model: Any, inputs: Any, composition: Any, head: str) -> Callable[[], None]:
