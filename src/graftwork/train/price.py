@@ -23,7 +23,7 @@ ROUNDS = (5, 40)
 
 
 def price(job: Job) -> dict[str, Any]:
-    """{"low", "middle", "high"}: quartiles of time with over time without, and the rows and pieces (of images 0) of the batch."""
+    """{"low", "middle", "high"}: quartiles of time with over time without; "rows", "pieces" of the batch (0: image)."""
     count = len(job.encoded["dev"])
     places = sorted({count * number // min(ROWS, count) for number in range(min(ROWS, count))})
     own = job.learner.model if isinstance(job.learner, FullModel) else job.model
