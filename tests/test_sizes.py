@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from graftwork.core.backbone import Backbone, load_skeleton
+from graftwork.core.counting import counted
 from graftwork.core.heads import HeadConfig
 from graftwork.describe import describe
 from graftwork.errors import AdapterError, BackboneError, UserError
 from graftwork.registry.store import Registry
-from graftwork.sizes import of_fusion, of_head, of_layers, of_method, of_model, storage
+from graftwork.sizes import of_fusion, of_head, of_layers, of_method, storage
 from tests import tiny, zoo
 
 
@@ -23,7 +24,7 @@ def test_what_percentages_are_of(bert: Backbone) -> None:
     layer = 4 * (d * d + d) + d * f + f + f * d + d + 2 * 2 * d
     embeddings = (30522 + 512 + 2) * d + 2 * d
     assert of_layers(bert) == 12 * layer == 85_054_464
-    assert of_model(bert) == 12 * layer + embeddings + d * d + d == 109_482_240
+    assert counted(bert.model) == 12 * layer + embeddings + d * d + d == 109_482_240
     row = of_method(bert, "seq_bn")
     assert (row["modules"], row["parameters"]) == (12, 894_528)
     assert row["% of model"] == pytest.approx(0.81705, abs=1e-5)

@@ -65,7 +65,7 @@ def test_another_run_does_not_go_on(tmp_path: Path) -> None:
 def test_a_run_begun_before_a_key_was_there_had_its_default(tmp_path: Path) -> None:
     folder = claimed(tmp_path / "run")
     folder.claim({**IDENTITY, "recipe.training.base_dropout": True}, "", resume=True, overwrite=False)
-    with pytest.raises(Conflict, match=r"recipe\.training\.base_dropout was True, is False$"):
+    with pytest.raises(Conflict, match=r"recipe\.training\.base_dropout was True, is False; put the new"):
         folder.claim({**IDENTITY, "recipe.training.base_dropout": False}, "", resume=True, overwrite=False)
     with pytest.raises(Conflict, match=r"recipe\.model\.name was None, is 'other'$"):  # required: it has no default
         folder.claim({**IDENTITY, "recipe.model.name": "other"}, "", resume=True, overwrite=False)
