@@ -107,7 +107,7 @@ def test_what_several_cannot_be_is_said(story: tuple[Path, Registry, TrainResult
     write(folder / "strange.jsonl", [ROWS_OF_SHOP[0], {"text": "x", "label": "ugly"}])
     with pytest.raises(DataError, match=r'strange\.jsonl, row 2: "label" is "ugly", which is not one of the labels'):
         evaluate(engine, "mood", str(folder / "strange.jsonl"))
-    with pytest.raises(DataError, match=r'strange\.jsonl, for mood, row 2: "label" is "ugly"'):
+    with pytest.raises(DataError, match=r'strange\.jsonl, for Stack.mood, mood., row 2: "label" is "ugly"'):
         evaluate_several(engine, ["mood", "Stack(mood, mood)"], str(folder / "strange.jsonl"))
     write(folder / "values.jsonl", [{"text": row["text"], "label": n} for n, row in enumerate(ROWS_OF_SHOP)])
     recipe = RECIPE.replace("epochs: 3", "epochs: 1").replace("classification", "regression").replace("rows", "values")
