@@ -67,7 +67,7 @@ def test_a_run_begun_before_a_key_was_there_had_its_default(tmp_path: Path) -> N
     folder.claim({**IDENTITY, "recipe.training.base_dropout": True}, "", resume=True, overwrite=False)
     with pytest.raises(Conflict, match=r"recipe\.training\.base_dropout was True, is False; put the new"):
         folder.claim({**IDENTITY, "recipe.training.base_dropout": False}, "", resume=True, overwrite=False)
-    with pytest.raises(Conflict, match=r"recipe\.model\.name was None, is 'other'; put the new"):  # required: it has no default
+    with pytest.raises(Conflict, match=r"recipe\.model\.name was None, is 'other'; put"):  # required: it has no default
         folder.claim({**IDENTITY, "recipe.model.name": "other"}, "", resume=True, overwrite=False)
 
 
