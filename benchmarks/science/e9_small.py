@@ -72,14 +72,17 @@ def known(found: Sequence[Row]) -> list[tuple[str, int]]:
 
 def result(found: Sequence[Row], asked: Asked) -> str:
     """What the rows say."""
-    said = []
+    said, ahead = [], []
     for count in LABELS:
-        cells = [cell for cell in known(found) if cell[1] == count]
-        if cells:
-            tasks = ", ".join(task for task, _ in cells)
-            others = "; ".join(f"{method} {shown(gap(found, cells, method))}" for method in COMPARED[1:])
+        if cells := [cell for cell in known(found) if cell[1] == count]:
+            gaps = {method: gap(found, cells, method) for method in COMPARED[1:]}
+            tasks, others = ", ".join(task for task, _ in cells), "; ".join(f"{m} {shown(g)}" for m, g in gaps.items())
             said.append(f"with {count} labels ({tasks}) {others}")
-    return f"Points above full fine-tuning: {', '.join(said)}." if said else ""
+            ahead += [f"{method} with {count}" for method, own in gaps.items() if own.low > 0]
+    seen = (
+        f"Ahead beyond the interval: {', '.join(ahead)}." if ahead else "Nowhere is one ahead, so it is not seen here."
+    )
+    return f"Points above full fine-tuning: {', '.join(said)}. {seen}" if said else ""
 
 
 def told(found: Sequence[Row], asked: Asked) -> str:
