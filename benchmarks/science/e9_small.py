@@ -82,7 +82,7 @@ def result(found: Sequence[Row], asked: Asked) -> str:
     seen = (
         f"Ahead beyond the interval: {', '.join(ahead)}." if ahead else "Nowhere is one ahead, so it is not seen here."
     )
-    return f"Points above full fine-tuning: {', '.join(said)}. {seen}" if said else ""
+    return f"Points above full fine-tuning: {', '.join(said)}. {seen}." if said else ""
 
 
 def told(found: Sequence[Row], asked: Asked) -> str:

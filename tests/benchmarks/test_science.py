@@ -352,6 +352,10 @@ def test_e9_compares_what_saw_the_same_labels(tmp_path: Path) -> None:
     found = [row(key, drawn(0.6 if key["method"] == "full" else 0.8, key["seed"])) for key in wanted]
     assert e9.result(found[:2], told) == ""
     assert "with 1000 labels (sst2, snips) seq_bn +" in e9.result(found, told)
+    assert e9.result(found, told).endswith("Ahead beyond the interval: " + ", ".join(
+        f"{method} with {count}" for count in e9.LABELS for method in e9.COMPARED[1:]) + ".")  # fmt: skip
+    behind = [row(one["key"], drawn(0.7 if one["key"]["method"] == "full" else 0.6, 3)) for one in found]
+    assert e9.result(behind, told).endswith("Nowhere is one ahead, so it is not seen here.")
     assert e9.told(found, told).count("| snips | 500 |") == 3
 
 
