@@ -79,9 +79,7 @@ def result(found: Sequence[Row], asked: Asked) -> str:
             tasks, others = ", ".join(task for task, _ in cells), "; ".join(f"{m} {shown(g)}" for m, g in gaps.items())
             said.append(f"with {count} labels ({tasks}) {others}")
             ahead += [f"{method} with {count}" for method, own in gaps.items() if own.low > 0]
-    seen = (
-        f"Ahead beyond the interval: {', '.join(ahead)}." if ahead else "Nowhere is one ahead, so it is not seen here"
-    )
+    seen = f"Ahead beyond the interval: {', '.join(ahead)}" if ahead else "Nowhere is one ahead, so it is not seen here"
     return f"Points above full fine-tuning: {', '.join(said)}. {seen}." if said else ""
 
 
