@@ -129,9 +129,9 @@ def _alike(recipe: Recipe, data: Data, folder: Path, rows: Sequence[Row]) -> Non
     """Raise Conflict where rows to stay beside those of a recipe are of another base, task or other data."""
     runs = {row.method: _runs(folder, row)[0].run for row in rows if row.folders}
     there = {method: json.loads(run.read_bytes()) for method, run in runs.items() if run.is_file()}
-    digests = {seed: _digest(recipe, data, seed) for seed in {run[SEED] for run in there.values()}}
+    digests = {seed: _digest(recipe, data, seed) for seed in {run.get(SEED, 0) for run in there.values()}}
     own = {"recipe.model.name": recipe.model.name, "recipe.task.kind": recipe.task.kind}
-    asked = {method: own | {"data": digests[run[SEED]]} for method, run in there.items()}
+    asked = {method: own | {"data": digests[run.get(SEED, 0)]} for method, run in there.items()}
     for key, what in OTHER.items():
         if others := [method for method, run in there.items() if run.get(key) != asked[method][key]]:
             raise Conflict(f"{folder / OWN[0]}: holds rows of {what} ({', '.join(others)}); choose another folder")
