@@ -16,9 +16,12 @@ from graftwork.errors import Conflict, DataError, RecipeError
 from graftwork.recipe import Recipe, dump, load, override
 from graftwork.registry.durable import sibling
 from graftwork.train import apart
-from graftwork.train.compare import compare
+from graftwork.train.compare import _alike, _table, compare
 from graftwork.train.comparison import MISSING, Row, Run, as_json, cells, draw, interval, page, row_of, scored
+from graftwork.train.data import load_data
 from graftwork.train.memory import peak
+from graftwork.train.methods import recipes_of
+from graftwork.train.report import written
 from graftwork.train.run import How, train
 from tests.train import small
 
@@ -151,9 +154,20 @@ def test_rows_and_prices_of_before_stay_while_a_comparison_goes_on(tmp_path: Pat
         compare(made, ["lora"], folder=place)
 
 
+def ran(made: Recipe, place: Path, seed: int = 0) -> Row:
+    """The row of `head_only` in the folder of a comparison, trained by itself and written into its table."""
+    (head_only,) = recipes_of(made, ["head_only"]).values()
+    name = f"{made.name}-head_only-seed-{seed}"
+    recipe = override(head_only, {"name": name, "output": str(place / name), "training.seed": seed})
+    result = train(recipe, progress=False)
+    row = row_of("head_only", [Run("head_only", recipe, {"result": written(result), "size": 1, "price": None})])
+    (place / "compare.json").write_bytes(as_json([row]))
+    return row
+
+
 def test_other_settings_for_what_is_finished_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     made = small.recipe(tmp_path, {"training.epochs": 1}, train=16, dev=6)
-    compare(made, ["head_only"], folder=tmp_path / "out", told=ignored)
+    ran(made, tmp_path / "out")
     before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
     longer = {name: {"training.epochs": 2} for name in ("head_only", "recipe")}
     with pytest.raises(Conflict, match=r"epochs was \d+, is 2; put the new one in its place \(--overwrite\)"):
@@ -162,20 +176,17 @@ def test_other_settings_for_what_is_finished_are_refused_before_anything_is_writ
 
 
 def test_a_row_stays_where_its_runs_are_and_cannot_be_gone_on_with(tmp_path: Path) -> None:
-    made = small.recipe(tmp_path, {"training.epochs": 1}, train=16, dev=6)
-    (old,) = compare(made, ["head_only"], folder=tmp_path / "out", told=ignored)
-    run_file = Path(old.folders[0], "run.json")
-    there = json.loads(run_file.read_text())
-    run_file.write_text(json.dumps({**there, "base": "of other weights"}))
-    (row,) = compare(made, ["head_only"], folder=tmp_path / "out", told=ignored)
-    assert "base was 'of other weights'" in (row.error or "")
-    assert json.loads((tmp_path / "out" / "compare.json").read_text())[0]["score"] == old.score
-    (tmp_path / "away").mkdir()
-    run_file.parent.rename(tmp_path / "away" / "run")
-    run_file.parent.mkdir()
-    (run_file.parent / "mine.txt").write_text("")
-    (row,) = compare(made, ["head_only"], folder=tmp_path / "out", told=ignored)
-    assert json.loads((tmp_path / "out" / "compare.json").read_text())[0]["score"] is None, "its runs are gone"
+    old = Row("a", 0.5, seeds={"0": 0.5, "1": 0.5}, folders=["elsewhere/out/x-seed-0", "elsewhere/out/x-seed-1"])
+    for place in old.folders:
+        (tmp_path / Path(place).name).mkdir()
+        (tmp_path / Path(place).name / "result.json").write_text("{}")
+    failed, half = Row("a", None, error="no (seed 0, 1)"), Row("a", 0.4, seeds={"0": 0.4}, error="no (seed 1)")
+    whole = Row("a", 0.4, seeds={"0": 0.4, "1": 0.4}, error="its price was not measured (seed 0)")
+    asked_less = Row("a", 0.4, seeds={"0": 0.4})
+    for row, stays in ((failed, True), (half, True), (whole, False), (asked_less, False)):
+        assert _table(tmp_path, {"a": old}, [row], set()) == [old if stays else row]
+    (tmp_path / "x-seed-1" / "result.json").unlink()
+    assert _table(tmp_path, {"a": old}, [failed], set()) == [failed], "a run of it is gone"
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -185,8 +196,7 @@ def test_rows_of_other_data_are_refused_also_without_dev_rows(
     made = small.recipe(tmp_path, {"training.epochs": 1, "training.seed": 5}, train=16)
     made = made.model_copy(update={"data": made.data.model_copy(update={"dev": None, "test": None})})
     monkeypatch.chdir(tmp_path)
-    place = Path("out")
-    compare(made, ["head_only"], folder=place, seeds=[seed], told=ignored)
+    row = ran(made, Path("out"), seed)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     small.write(tmp_path / "more.jsonl", small.texts(18, 3))
@@ -194,8 +204,7 @@ def test_rows_of_other_data_are_refused_also_without_dev_rows(
         other = made.model_copy(update={"data": made.data.model_copy(update=change)})
         with pytest.raises(Conflict, match=r"holds rows of other data \(head_only\)"):
             compare(other, ["lora"], folder=tmp_path / "out", told=ignored)
-    rows = compare(made, ["lora"], folder=tmp_path / "out", changes={"lora": {"training.max_steps": 1}}, told=ignored)
-    assert rows[0].score is not None
+    _alike(made, load_data(made), tmp_path / "out", [row])
 
 
 def test_a_price_that_cannot_be_measured_costs_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
