@@ -276,8 +276,10 @@ def result(found: Sequence[Row], asked: Asked) -> str:
         or len({row["key"]["target"] for row in found}) < len(TARGETS)
     ):
         return ""
+    sizes = sorted({row["key"]["labels"] for row in matching(found, system=FUSED)})
     return (
-        f"{FUSED} less own: {shown(gain)} points over targets, sizes and seeds; the bar "
+        f"With {' and '.join(map(str, sizes))} labels {FUSED} less own: {shown(gain)} points over targets and "
+        "seeds; the bar "
         f"{'is met' if gain.value >= BAR else 'is not met'}. Less {CONTROL}, of as many weights and no sources: "
         f"{shown(transfer)}. Less the source that is best on dev with a new head, without a gate: {shown(simple)}."
     )
