@@ -78,14 +78,14 @@ def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
     many."""
     targets, labels, seeds = (("irony",), (200,), asked.seeds[:1]) if asked.quick else (TARGETS, LABELS, asked.seeds)
     systems = ("head", "own", "sst2", "weight average", CONTROL, FUSED) if asked.quick else SYSTEMS
-    tried = [] if asked.quick else [key for system in TRIED for key in tries(system, asked)]
+    tried = [] if asked.quick else [key for system in TRIED for key in tries(system)]
     return tried + [
         {"target": target, "labels": count, "system": system, "seed": seed}
         for count in labels for seed in seeds for target in targets for system in systems
     ]  # fmt: skip
 
 
-def tries(system: str, asked: Asked) -> list[Key]:
+def tries(system: str) -> list[Key]:
     """The cells that a rate is chosen by. They name the system in another part of their key, and are in no table."""
     return [
         {"target": target, "labels": LABELS[0], "tried": system, "rate": rate, "seed": room.SEEDS[0]}

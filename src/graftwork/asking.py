@@ -14,7 +14,7 @@ from graftwork.serve.outcomes import failure
 from graftwork.tasks.bootstrap import RESAMPLES
 from graftwork.tasks.task import refuse
 from graftwork.train.data import read_split
-from graftwork.train.records import read_records
+from graftwork.train.records import lines_of, read_records
 
 FIELDS = (
     "text",
@@ -58,12 +58,9 @@ def questions_of(file: Path) -> list[dict[str, Any]]:
 
 
 def questions(content: bytes, where: str) -> list[dict[str, Any]]:
-    """The rows of a text: a line that begins with { is a JSON row, any other is a text. Raises DataError.
-
-    Lines end at line feeds alone, for texts may hold other separators.
-    """
+    """The rows of a text: a line that begins with { is a JSON row, any other is a text. Raises DataError."""
     rows = []
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(lines_of(content), start=1):
         try:
             text = line.decode("utf-8").strip()
             row = json.loads(text) if text.startswith(("{", "[{")) else {"text": text}
@@ -100,9 +97,7 @@ def evaluate_several(
     heads = [head] if len(compositions) == 1 else [_open_head(engine, one, head) for one in compositions]
     if head is not None and head not in heads:
         raise UserError(f"head {head} is for a composition that leaves it open, and each of these has its own")
-    exact = [show(engine.exact(one)) for one in compositions]
-    held_against(list(zip(compositions, exact, heads, strict=True)), against)  # before any row is answered
-    found = _evaluated(engine, list(zip(compositions, heads, strict=True)), file)
+    found = _evaluated(engine, list(zip(compositions, heads, strict=True)), file, against)
     return standings(found, against=against, resamples=resamples, seed=seed)
 
 
@@ -130,11 +125,20 @@ def _open_head(engine: Engine, adapters: str, head: str | None) -> str | None:
     return None
 
 
-def _evaluated(engine: Engine, systems: Sequence[tuple[str | None, str | None]], file: str) -> list[Evaluation]:
-    """Compositions, each with a head or None, on one file of rows, which are asked together."""
-    for adapters, _ in systems:
-        if has(engine.exact(adapters), Parallel):
+def _evaluated(
+    engine: Engine, systems: Sequence[tuple[str | None, str | None]], file: str, against: str | None = None
+) -> list[Evaluation]:
+    """Compositions, each with a head or None, on one file of rows, which are asked together.
+
+    What is wrong with the compositions, or with the one that the others are held against, is said before rows are read.
+    """
+    exact = [engine.exact(adapters) for adapters, _ in systems]
+    for (adapters, _), tree in zip(systems, exact, strict=True):
+        if has(tree, Parallel):
             raise CompositionError(f"{adapters}: {ONE_BY_ONE}")
+    held_against(
+        [(str(adapters), show(tree), head) for (adapters, head), tree in zip(systems, exact, strict=True)], against
+    )
     tasks = [engine.task(*system) for system in systems]
     kinds = {task.kind: str(adapters) for task, (adapters, _) in zip(tasks, systems, strict=True)}
     if len(kinds) > 1:

@@ -53,9 +53,14 @@ def read_records(data: DataSection, split: str) -> Records:
     return found
 
 
+def lines_of(content: bytes) -> list[bytes]:
+    """The lines of a file without its byte order mark, which end at line feeds alone: text may hold other separators,
+    such as U+2028."""
+    return content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+
+
 def _jsonl(path: Path, found: Records) -> None:
-    # Split at line feeds only: text may hold other line separators, such as U+2028.
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for number, line in enumerate(lines_of(path.read_bytes()), 1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
@@ -113,7 +118,7 @@ def _parquet(path: Path, found: Records) -> None:
 
 def _txt(path: Path, found: Records) -> None:
     # A line a row; to train on, a text is streamed instead (`train/stream.py`).
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for number, line in enumerate(lines_of(path.read_bytes()), 1):
         try:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError as error:
