@@ -33,6 +33,11 @@ def in_a_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
+def told(error: Exception) -> GraftworkError:
+    """An error that ended one of several runs, to be told beside the others: our own, or a library's in a line."""
+    return error if isinstance(error, GraftworkError) else GraftworkError(in_a_line(error))
+
+
 class _Problems(UserError):
     """Several problems found in one pass, reported together."""
 

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from graftwork.build import open_encoder, recipe_task
-from graftwork.errors import Conflict, GraftworkError, RecipeError, UserError, in_a_line
+from graftwork.errors import Conflict, GraftworkError, RecipeError, UserError, told
 from graftwork.recipe import Recipe
 from graftwork.registry.durable import named, remove_torn, replace_file, strangers
 from graftwork.registry.store import Registry
@@ -189,10 +189,8 @@ def _trained(
 def _alone(recipe: Recipe, given: Mapping[str, Any]) -> TrainResult | GraftworkError:
     try:
         return train(recipe, **given)
-    except GraftworkError as error:
-        return error
-    except Exception as error:  # a library's: told in a row, as the others go on
-        return GraftworkError(in_a_line(error))
+    except Exception as error:  # a library's too: told in a row, as the others go on
+        return told(error)
 
 
 def _rows(

@@ -25,7 +25,7 @@ from graftwork.compose.abreast import Call, prompt_lengths, run_abreast
 from graftwork.compose.forward import Asks
 from graftwork.compose.inputs import for_heads, shape_of
 from graftwork.core.backbone import Backbone
-from graftwork.errors import Conflict, GraftworkError, RecipeError, in_a_line
+from graftwork.errors import Conflict, GraftworkError, RecipeError, told
 from graftwork.model import AdapterModel
 from graftwork.recipe import Recipe
 from graftwork.registry.store import Registry
@@ -265,6 +265,6 @@ def bundles(sizes: Sequence[Size], tokens: int) -> list[list[int]]:
 def _ended(turn: _Turn) -> TrainResult | GraftworkError:
     """What became of a recipe; what a library raised of it is its own, as the others go on."""
     if turn.error is not None:
-        return turn.error if isinstance(turn.error, GraftworkError) else GraftworkError(in_a_line(turn.error))
+        return told(turn.error)
     assert turn.result is not None  # what ended without an error has one
     return turn.result
