@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
+from graftwork.compose.tree import Stack
 from graftwork.model import AdapterModel
 from graftwork.tasks.kinds import task_class
 from graftwork.tasks.text import TextEncoder
 from graftwork.train.batches import EncodedRows, as_it_is
 from graftwork.train.full import FullModel
+from graftwork.train.language import Cycle
 from graftwork.train.mean import items
 from graftwork.train.setup import add_task_head
 from graftwork.train.trainer import AdapterTrainer
@@ -91,20 +93,32 @@ def prepared(kind: str) -> tuple[AdapterModel, EncodedRows]:
     return model, rows
 
 
-def ran(kind: str, folder: Path, size: int, full: bool = False) -> tuple[list[dict[str, Tensor]], list[float]]:
-    """The gradients of every step of an epoch, and the losses."""
-    model, rows = prepared(kind)
-    learner: Any = FullModel(model, "a") if full else model
-    kept = Kept(learner)
+def trainer_of(learner: torch.nn.Module, rows: EncodedRows, folder: Path, size: int, *callbacks: Any) -> AdapterTrainer:
+    """One epoch of steps of LARGE rows, in batches of `size`, that change nothing."""
     args = TrainingArguments(
         output_dir=str(folder), num_train_epochs=1, per_device_train_batch_size=size, learning_rate=0.0,
         gradient_accumulation_steps=LARGE // size, train_sampling_strategy="sequential", disable_tqdm=True,
         report_to="none", save_strategy="no", logging_steps=1, remove_unused_columns=False, max_grad_norm=0.0,
         dataloader_pin_memory=False, use_cpu=True, lr_scheduler_type="constant",
     )  # fmt: skip
-    trainer = AdapterTrainer(model=learner, args=args, data_collator=as_it_is, train_dataset=rows, callbacks=[kept])
+    return AdapterTrainer(
+        model=learner, args=args, data_collator=as_it_is, train_dataset=rows, callbacks=list(callbacks)
+    )
+
+
+def losses_of(trainer: AdapterTrainer) -> list[float]:
+    """The loss of every step."""
     trainer.train()
-    return kept.gradients, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def ran(kind: str, folder: Path, size: int, full: bool = False) -> tuple[list[dict[str, Tensor]], list[float]]:
+    """The gradients of every step of an epoch, and the losses."""
+    model, rows = prepared(kind)
+    learner: Any = FullModel(model, "a") if full else model
+    kept = Kept(learner)
+    losses = losses_of(trainer_of(learner, rows, folder, size, kept))
+    return kept.gradients, losses
 
 
 OFTEN = ("tagging", "masked_lm", "causal_lm behind prompts")  # the others have less in them that can go wrong
@@ -131,6 +145,28 @@ def test_so_are_those_of_a_whole_model_that_learns(tmp_path: Path) -> None:
         largest = max(float(gradient.abs().max()) for gradient in one.values())
         for name, gradient in one.items():
             torch.testing.assert_close(other[name], gradient, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("size", [LARGE, SMALL])
+def test_each_step_of_a_cycle_counts_the_items_of_its_own_composition(size: int, tmp_path: Path) -> None:
+    """Behind prompts the first token of a text is asked for too, so that a batch holds more items than without them."""
+    model, rows = prepared("causal_lm")
+    model.add_adapter("prompts", "prompt_tuning[prompt_length=2]")
+    model.add_adapter("plain", "lora[r=4]")
+    cycle = Cycle(model, [Stack("plain", "a"), Stack("prompts", "a")], seed=0)
+    model.set_active_adapters(Stack("plain", "a"))
+    trainer = trainer_of(model, rows, tmp_path, size)
+    trainer.cycle = cycle
+    found = losses_of(trainer)
+    assert model.active_adapters == Stack("plain", "a")
+    model.eval()
+    with torch.no_grad():
+        expected = [
+            float(model(**rows.__getitems__(numbers), adapters=cycle.at(step)).loss)
+            for step, numbers in enumerate((list(range(LARGE)), list(range(LARGE, ROWS))))
+        ]
+    assert {cycle.at(0), cycle.at(1)} == {Stack("plain", "a"), Stack("prompts", "a")}
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", SOME)

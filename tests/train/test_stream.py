@@ -10,6 +10,10 @@ import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from graftwork import workflow
 from graftwork.errors import DataError, RecipeError
@@ -148,6 +152,14 @@ def test_held_out_lines_are_no_part_of_what_is_trained_on(tmp_path: Path) -> Non
     assert len({scan(file).digest, kept.digest, other[0].digest}) == 3
     many = written(tmp_path / "b.txt", [f"line {number}" for number in range(20_000)])
     assert len(scan(many).hold_out(0)[1]) == MOST_HELD
+
+
+def test_ids_that_lie_beyond_the_number_of_pieces_are_kept(tmp_path: Path) -> None:
+    model = WordLevel({"[UNK]": 0, "the": 1, "fox": 70_000}, unk_token="[UNK]")
+    made = Tokenizer(model)
+    made.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    reads = TextEncoder(PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[UNK]"), LENGTH, "truncate")
+    assert list(tokenised(scan(written(tmp_path / "a.txt", ["the fox"])), reads, tmp_path).ids) == [1, 70_000]
 
 
 def test_a_text_is_tokenised_once_and_anew_where_anything_differs(tmp_path: Path) -> None:

@@ -45,8 +45,6 @@ def fit(
         callbacks.append(Clock())
         if training.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
-        if job.setup.cycle:
-            callbacks.append(Cycle(job.model, job.setup.cycle, training.seed))
         if getattr(job.model.base, "is_gradient_checkpointing", False) and not training.gradient_checkpointing:
             job.model.base.gradient_checkpointing_disable()  # a member that trained on this base asked for it
         trainer = AdapterTrainer(
@@ -65,6 +63,7 @@ def fit(
         trainer.dev = DevScores(job.task, job.dev, job.encoded["dev"], job.sets["dev"], size, job.devices)
         job.devices.seed(training.seed)
         trainer.base_dropout, trainer.drop = training.base_dropout, job.drop
+        trainer.cycle = Cycle(job.model, job.setup.cycle, training.seed) if job.setup.cycle else None
         trainer.monitor = Monitor.of(job.learner)
         with nullcontext() if job.prefix is None else job.prefix.kept(size) as trainer.shortcut:
             trainer.train(resume_from_checkpoint=None if start is None else str(start.folder))

@@ -7,10 +7,8 @@ Between the steps the first one is active, with which dev rows are scored.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy
-from transformers import TrainerCallback
 
 from graftwork.compose.tree import Composition
 from graftwork.model import AdapterModel
@@ -18,7 +16,7 @@ from graftwork.model import AdapterModel
 _DRAWS = 2306_02767  # apart from what else is drawn from a run's seed
 
 
-class Cycle(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+class Cycle:
     """Makes one of several compositions active for each optimiser step."""
 
     def __init__(self, model: AdapterModel, compositions: Sequence[Composition], seed: int) -> None:
@@ -30,8 +28,10 @@ class Cycle(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         order = numpy.random.default_rng([_DRAWS, self._seed, stretch]).permutation(len(self._compositions))
         return self._compositions[int(order[place])]
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._model.set_active_adapters(self.at(state.global_step))
+    def begin(self, step: int) -> None:
+        """Make that of an optimiser step active: before its items are counted, which prompts add to."""
+        self._model.set_active_adapters(self.at(step))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def end(self) -> None:
+        """Make the first one active, at the end of a step."""
         self._model.set_active_adapters(self._compositions[0])

@@ -85,7 +85,8 @@ def tokenised(text: PlainText, encoder: TextEncoder, cache: Path) -> Stream:
     """The pieces of a text, from the cache or made now. Raises DataError for none, UserError for the disk."""
     between = _separator(encoder)
     before, after = _frame(encoder)
-    kind = numpy.dtype(numpy.uint16 if len(encoder.tokenizer) <= 1 << 16 else numpy.uint32)
+    highest = max(encoder.tokenizer.get_vocab().values())  # ids may have gaps: it can lie beyond their number
+    kind = numpy.dtype(numpy.uint16 if highest < 1 << 16 else numpy.uint32)
     key = hashlib.sha256(json.dumps([text.digest, encoder.digest, between, kind.str]).encode()).hexdigest()[:40]
     folder = cache / key
     with named(cache):

@@ -2,14 +2,14 @@
 
     trainer = AdapterTrainer(model=model, args=TrainingArguments(...), train_dataset=..., eval_dataset=...)
 
-It adds eleven things. A step's loss is one mean, however its items are cut into batches (mean.py). Checkpoints hold
+It adds twelve things. A step's loss is one mean, however its items are cut into batches (mean.py). Checkpoints hold
 adapters, fusions and heads only (the model's `state_dict` gives no more), and each is sealed when it is whole. The
 order of the rows is decided by (seed, epoch), so that a resumed run meets the same rows; rows are scored in their own
 order. Weight decay leaves the V of a fusion alone. With `base_dropout` false what is frozen rests: it runs as in eval
-mode, without dropout. Each step leaves out the adapters of its `drop`. A `monitor` sees the gradients of every step.
-Batches with states (`entering`) begin behind the layers of a `shortcut`. Forward and backward can be done elsewhere
-(`step`), where several trainers share them. A step asks language heads for no logits but those that its loss reads. And
-it refuses to train a model of which nothing would learn.
+mode, without dropout. Each step leaves out the adapters of its `drop`, and trains the composition of its `cycle`. A
+`monitor` sees the gradients of every step. Batches with states (`entering`) begin behind the layers of a `shortcut`.
+Forward and backward can be done elsewhere (`step`), where several trainers share them. A step asks language heads for
+no logits but those that its loss reads. And it refuses to train a model of which nothing would learn.
 """
 
 from collections.abc import Callable, Sequence, Sized
@@ -33,6 +33,7 @@ from graftwork.train.checkpoint import seal
 from graftwork.train.devices import ALONE, Devices
 from graftwork.train.drop import Drop
 from graftwork.train.full import FullModel
+from graftwork.train.language import Cycle
 from graftwork.train.mean import items, share
 from graftwork.train.monitor import Monitor
 from graftwork.train.sampler import LengthGroupedSampler, ShuffledSampler
@@ -51,13 +52,15 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     Set before `train`: step: does forward and backward of a batch in the place of transformers' own. base_dropout:
     whether dropout of the frozen base, and of frozen members, is active. drop: the layers that a step runs without
-    adapters. monitor: sees the gradients of every step. shortcut: of the layers that batches with states leave out.
-    devices: whose batches are shared. dev: scores the dev rows in the place of transformers' loop.
+    adapters. cycle: the compositions that steps take in turn. monitor: sees the gradients of every step. shortcut: of
+    the layers that batches with states leave out. devices: whose batches are shared. dev: scores the dev rows in the
+    place of transformers' loop.
     """
 
     step: Step | None = None
     base_dropout = True
     drop: Drop | None = None
+    cycle: Cycle | None = None
     monitor: Monitor | None = None
     shortcut: Shortcut | None = None
     devices: Devices = ALONE
@@ -114,6 +117,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The batches of one optimiser step, and how many items they hold, on average over processes."""
         batches, counted = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and self.cycle is not None:
+            self.cycle.begin(self.state.global_step)
         if not batches or self.compute_loss_func is not None:  # that function is given transformers' own number
             return batches, counted
         total = torch.stack([items(self.model, batch) for batch in batches]).sum()
@@ -131,6 +136,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             self.devices.average([one for one in self.model.parameters() if one.requires_grad])
             if self.monitor is not None:
                 self.monitor.see()
+            if self.cycle is not None:
+                self.cycle.end()
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
