@@ -81,18 +81,17 @@ def _recipes(key: Key, asked: Asked) -> list[tuple[str, Recipe]]:
     changes = {"training.batch_size": key["batch"], "training.seed": key["seed"], "training.learning_rate": RATE,
                "training.base_dropout": False, "training.epochs": EPOCHS, "training.max_seq_length": 64,
                "training.bf16": False}  # fmt: skip
-    count = room.QUICK_ROWS["train"] if asked.quick else ROWS
+    counts = room.QUICK_ROWS if asked.quick else {"train": ROWS, "dev": DEV_ROWS}
     factors = FACTORS[-2:] if asked.quick else FACTORS
     wanted = [("trec", factor) for factor in factors] if key["set"] == "widths" else [(task, 16) for task in room.TASKS]
     made = []
     for task, factor in wanted:
-        rows, dev = (room.drawn(room.rows_of(task, split), number, 0, asked)
-                     for split, number in (("train", count), ("dev", DEV_ROWS)))  # fmt: skip
+        rows, dev = (room.drawn(room.rows_of(task, split), counts[split], 0, asked) for split in ("train", "dev"))
         own = {**changes, "adapter.variant": "seq_bn", "adapter.reduction_factor": factor}
         name = f"{task}-r{factor}-{key['way']}"
         told = replace(asked, quick=False) if asked.quick else asked
         one = room.recipe(task, own, name=name, asked=told, train_rows=rows, dev_rows=dev)
-        made.append((task, recipes.override(one, {"training.max_steps": 6}) if asked.quick else one))
+        made.append((task, recipes.override(one, room.QUICK) if asked.quick else one))
     return made
 
 

@@ -164,8 +164,6 @@ def recipe(key: Key, told: Mapping[str, Any], name: str, asked: Asked) -> Recipe
     rows = room.drawn(folder / "train.jsonl", count, seed, asked)
     dev = room.drawn(folder / "dev.jsonl", DEV, 0, asked)
     changes = {**told, "training.seed": seed, "training.epochs": EPOCHS[count]}
-    if asked.quick:
-        changes |= {"training.max_steps": 6}
     return room.recipe(
         target, changes, name=f"{target}-{count}-{seed}-{name}", asked=asked, train_rows=rows, dev_rows=dev
     )

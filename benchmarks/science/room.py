@@ -88,7 +88,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line says. `quick`: a few hundred rows and one epoch, to see that everything runs."""
+    """What the command line says. `quick`: a hundred rows and a few steps, to see that everything runs."""
 
     quick: bool
     seeds: tuple[int, ...]
@@ -205,8 +205,8 @@ def labels(task: str) -> list[str]:
     return sorted({tag for row in found for tag in (row["tags"] if TASKS[task][0] == "tagging" else [row["label"]])})
 
 
-QUICK = {"training.epochs": 1, "training.max_steps": 6}
-QUICK_ROWS = {"train": 200, "dev": 60, "test": 60}
+QUICK = {"training.epochs": 1, "training.max_steps": 3}
+QUICK_ROWS = {"train": 100, "dev": 32, "test": 32}
 
 
 def drawn(file: Path, count: int, seed: int, asked: Asked) -> Path:
