@@ -50,11 +50,16 @@ def spread(results: list[TrainResult], split: str) -> str:
 def page(tried: list[TrainResult], chosen: dict[tuple[str, str, float], list[TrainResult]], seeds: list[int]) -> str:
     """The results as Markdown."""
     first = tried[0]
+    rates = (
+        f"the best on dev of those tried with seed {seeds[0]}"
+        if len({result.command for result in tried}) > len(chosen)
+        else "one for each method, untuned"
+    )
     lines = [
         "# The two example recipes: adapter, full fine-tuning, frozen base with a trained head",
         "",
         "Base: MiniLM (6 layers, 384 wide), embedded by the `[demo]` extra. Accuracy in percent; the learning rate is",
-        f"the best on dev of those tried with seed {seeds[0]}; test scores took part in no choice. "
+        f"{rates}; test scores took part in no choice. "
         + (f"Mean and standard deviation over seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else "One seed."),
         "",
         "| recipe | method | learning rate | dev | test | trained parameters | package |",
@@ -76,7 +81,7 @@ def page(tried: list[TrainResult], chosen: dict[tuple[str, str, float], list[Tra
         "",
         f"Machine: {first.machine}. "
         + ", ".join(f"{library} {version}" for library, version in sorted(first.versions.items()))
-        + ". Training time is not reported: the machine was shared. Written by `benchmarks/first_recipes.py`.",
+        + ". Training time is not reported. Written by `benchmarks/first_recipes.py`.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -64,10 +64,13 @@ def result(found: Sequence[Row], asked: Asked) -> str:
     everything, lowest = cost(found, 0, LAYERS - 1), cost(found, 0, 0)
     alone = ", ".join(f"{cost(found, layer, layer).value:.1f}" for layer in range(LAYERS) if matching(
         found, first=layer, last=layer))  # fmt: skip
+    halves = [(0, LAYERS // 2 - 1), (LAYERS // 2, LAYERS - 1)]
+    low, high = (shown(cost(found, *span)) if matching(found, first=span[0], last=span[1]) else "" for span in halves)
     held = "is met" if everything.value >= ALL and lowest.value <= LOWEST else "is not met"
     return (
         f"Over {len(seeds)} seed(s) removing all costs {shown(everything)} points and layer 0 alone "
         f"{shown(lowest)}; the bar {held}. One layer at a time, from the lowest: {alone}."
+        + (f" The lower half together costs {low}, the upper half {high}." if low and high else "")
     )
 
 

@@ -294,12 +294,17 @@ def test_e8_charges_what_is_lost_to_the_span_that_was_removed(tmp_path: Path) ->
     assert len(wanted) == 3 * 22
     whole = [True] * 90 + [False] * 10
     found = [row(key, whole) for key in wanted]
-    assert e8.result(found, told).count("+0.00 [+0.00, +0.00]") == 2
+    assert e8.result(found, told).count("+0.00 [+0.00, +0.00]") == 4
     place = wanted.index({"task": "trec", "seed": 0, "first": 0, "last": 5})
     for seed in range(3):
         found[place + 22 * seed] = row(wanted[place + 22 * seed], [True] * 30 + [False] * 70)
     assert e8.cost(found, 0, 5).value == pytest.approx(60.0)
     assert "the bar is met" in e8.result(found, told)
+    half = wanted.index({"task": "trec", "seed": 0, "first": 3, "last": 5})
+    for seed in range(3):
+        found[half + 22 * seed] = row(wanted[half + 22 * seed], [True] * 70 + [False] * 30)
+    assert "The lower half together costs +0.00 [" in e8.result(found, told)
+    assert "the upper half +20.00 [" in e8.result(found, told)
     assert "+60.00" in e8.told(found, told)
     assert "60.0" in (tmp_path / "e8_layers.svg").read_text("utf8")
 

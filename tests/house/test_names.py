@@ -25,8 +25,6 @@ TAKES_KEYWORDS: dict[str, str] = {
     "graftwork.train.callbacks:on_log": "transformers' callback protocol hands over whatever it has",
     "graftwork.train.callbacks:on_save": "transformers' callback protocol hands over whatever it has",
     "graftwork.train.callbacks:on_step_end": "transformers' callback protocol hands over whatever it has",
-    "graftwork.train.language:on_step_begin": "transformers' callback protocol hands over whatever it has",
-    "graftwork.train.language:on_step_end": "transformers' callback protocol hands over whatever it has",
     "graftwork.model:generate": "options of transformers' generate, which transformers checks",
 }
 

@@ -56,6 +56,14 @@ def test_commands_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
+def test_what_is_pushed_is_the_package_in_a_run(page: Path) -> None:
+    text = page.read_text("utf8")
+    pushed = re.findall(r"^graftwork registry push (\S+)", text, re.M)
+    assert [folder for folder in pushed if folder.startswith("runs/") and not folder.endswith("/package")] == []
+    assert not re.search(r"^    graftwork ", text, re.M), "a command that no test reads: fence it"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
 def test_links_lead_somewhere(page: Path) -> None:
     assert [target for target in links(page.read_text("utf8")) if not (page.parent / target).exists()] == []
 

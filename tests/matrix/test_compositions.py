@@ -34,17 +34,17 @@ BLOCKS: dict[str, Any] = {
 }
 
 
-def model(sort: str) -> AdapterModel:
+def model(methods: tuple[str, str]) -> AdapterModel:
     made = AdapterModel(zoo.model("bert"))
-    for name, method in zip("ab", SORTS[sort], strict=True):
+    for name, method in zip("ab", methods, strict=True):
         made.add_adapter(name, config=small(method))
     randomise(made.parts.parameters())
     return made.eval()
 
 
-def composes(sort: str, block: Composition | list[str | None]) -> str:
-    """Whether a block runs over two adapters of a sort: yes or no."""
-    made = model(sort)
+def composes(methods: tuple[str, str], block: Composition | list[str | None]) -> str:
+    """Whether a block runs over two adapters of these methods: yes or no."""
+    made = model(methods)
     try:
         if isinstance(block, Fuse):
             made.add_adapter_fusion(block)
@@ -61,7 +61,13 @@ def test_a_sort_of_method_composes_as_the_page_says(sort: str) -> None:
     rows = {row[0]: row for row in table("methods.md", "## What composes with what")}
     assert list(rows) == list(SORTS)
     said = dict(zip(BLOCKS, (cell.split()[0] for cell in rows[sort][2 : 2 + len(BLOCKS)]), strict=True))
-    assert {name: composes(sort, block) for name, block in BLOCKS.items()} == said
+    assert {name: composes(SORTS[sort], block) for name, block in BLOCKS.items()} == said
+
+
+def test_loras_go_into_every_block_and_beside_bottlenecks_into_all_but_a_fuse() -> None:
+    """A Fuse needs a site that its members share; these two have none."""
+    assert {composes(("lora", "lora"), block) for block in BLOCKS.values()} == {"yes"}
+    assert [name for name, block in BLOCKS.items() if composes(("seq_bn", "lora"), block) == "no"] == ["Fuse"]
 
 
 def test_the_page_has_every_method_under_one_sort() -> None:
