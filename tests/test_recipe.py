@@ -386,6 +386,7 @@ def test_composition_needs_a_run_that_trains_an_adapter() -> None:
         ("{prefix_cache: 2GB, base_dropout: no}", "image_classification", "prefix_cache: '2GB': states are kept of texts, not of images"),
         ("{prefix_cache: 2GB, method: full}", "classification", "prefix_cache: '2GB': method: full trains every layer"),
         ("{base_dropout: false, method: full}", "classification", "base_dropout: method: full leaves no base frozen that could rest"),
+        ("{base_dropout: false, gradient_checkpointing: true}", "classification", "gradient_checkpointing: transformers computes no layer again that rests; leave it out, or base_dropout: false"),
         ("{prefix_cache: 2, base_dropout: false}", "classification", "prefix_cache: 2 is not allowed; write off, auto, or the most bytes on disk: 500MB, 2GB"),
         ("{prefix_cache: 0GB, base_dropout: false}", "classification", "prefix_cache: '0GB' is not allowed; write off, auto, or"),
     ],

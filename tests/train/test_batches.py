@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from graftwork.tasks.kinds import task_class
 from graftwork.tasks.text import TextEncoder
-from graftwork.train.batches import EncodedRows, as_it_is
+from graftwork.train.batches import EncodedRows, _Lists, as_it_is
 from graftwork.train.sampler import LengthGroupedSampler
 from tests.tasks import vocabularies
 from tests.train import small
@@ -67,6 +68,12 @@ def test_a_batch_is_what_the_encoder_pads(
     for field, tensor in expected.items():
         assert batch[field].dtype == tensor.dtype
         assert torch.equal(batch[field], tensor), field
+
+
+def test_lists_of_which_the_last_is_empty_are_gathered() -> None:
+    lists = _Lists([((1, 2), (0, 1)), ()], -100)
+    assert lists.gather(numpy.array([0, 1])).tolist() == [[[1, 2], [0, 1]], [[-100, -100], [-100, -100]]]
+    assert _Lists([(), (7,), ()], 0).gather(numpy.array([2, 1, 0])).tolist() == [[0], [7], [0]]
 
 
 def test_a_loader_hands_out_batches_whole() -> None:

@@ -153,7 +153,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "full, fsdp": (
         "bert",
         {"training.parallel": "fsdp", "training.method": "full"},
-        "training.parallel: fsdp: no process holds the whole base, which training.method: full trains; take ddp",
+        "training.parallel: fsdp: no process holds the whole base, which training.method: full copies; take ddp",
+    ),
+    "peft, tp": (
+        "llama",
+        {"training.parallel": "tp", "training.method": "peft", "adapter.variant": "lora"},
+        "training.parallel: tp: no process holds the whole base, which training.method: peft copies; take ddp",
+    ),
+    "texts, fsdp": (
+        "bert",
+        {"training.parallel": "fsdp", "task.kind": "seq2seq_lm"},
+        "training.parallel: fsdp: no process holds the whole base, which task kind seq2seq_lm needs to say texts; take "
+        "ddp",
     ),
     "prefix cache, fsdp": (
         "bert",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers, processors
 
 from graftwork import recipe as recipes
 from graftwork.build import open_encoder, open_model, package_task
@@ -19,6 +20,7 @@ from graftwork.schema.sections import ModelSection
 from graftwork.train.folder import RunFolder
 from graftwork.train.outcome import TrainResult, read_result
 from graftwork.train.run import train
+from tests import strangers
 from tests.train import small
 
 
@@ -128,6 +130,11 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a type that cannot be trained": ({"model.dtype": "float16"}, RecipeError, r"model\.dtype: float16"),
     "labels of another task": ({"task.labels": ["good", "neutral"]}, DataError, "'bad' is not a label of task.labels"),
     "fields of another task": ({"task.kind": "tagging"}, DataError, "train.jsonl:1: tokens: missing"),
+    "a base that cannot compute layers again": (
+        {"training.gradient_checkpointing": True, "model.name": "mpnet"},
+        RecipeError,
+        r"training\.gradient_checkpointing: transformers has none for MPNetModel; leave it out",
+    ),
     "no such package": (
         {"adapter": {"composition": "fuse", "members": ["a", "b"]}},
         NotFound,
@@ -140,11 +147,27 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_what_is_wrong_is_said_before_anything_is_written(tmp_path: Path, case: str) -> None:
     changes, error, says = REFUSED[case]
     made = small.recipe(tmp_path)
+    if changes.get("model.name") == "mpnet":
+        changes = {**changes, "model.name": str(tmp_path / "mpnet")}
+        strangers.model("mpnet").save_pretrained(tmp_path / "mpnet")
+        small.tokenizer().save_pretrained(tmp_path / "mpnet")
     made = recipes.override(made, {**changes, "output": str(tmp_path / "run")})
     before = files(tmp_path)
     with pytest.raises(error, match=says):
         train(made, registry=Registry(tmp_path / "registry"))
     assert files(tmp_path) == before
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_wrong_with_a_test_row_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    made = small.recipe(tmp_path, {"output": str(tmp_path / "run")})
+    tokenizer = small.tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("zzz", "")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1")
+    tokenizer.save_pretrained(made.model.name)
+    small.write(tmp_path / "test.jsonl", [{"text": "so good", "label": "good"}, {"text": "zzz", "label": "bad"}])
+    with pytest.raises(DataError, match="gives no piece"):
+        train(made)
     assert not (tmp_path / "run").exists()
 
 
@@ -295,6 +318,16 @@ def test_a_real_encoder(tmp_path: Path) -> None:
     assert result.package.manifest.base.hidden_size == 384
     assert read_result(RunFolder(result.folder)).scores == result.scores
     assert again(result, made, "minilm") == pytest.approx(result.scores["test"], abs=1e-4)
+
+
+def test_mixed_precision_scores_the_texts_own_tokens_behind_prompts(tmp_path: Path) -> None:
+    change, settings = TASKS["tagging"]
+    for split, count in (("train", 80), ("dev", 12), ("test", 12)):
+        small.write(tmp_path / f"{split}.jsonl", map(change, small.texts(count, seed=len(split))))
+    prompts = {"adapter.variant": "prompt_tuning[prompt_length=3]", "training.bf16": True}
+    result = train(small.recipe(tmp_path, {"task.kind": "tagging", **settings, **prompts}))
+    best = next(point for point in result.history if point["epoch"] == result.best_epoch and "dev" in point)
+    assert best["dev"][result.main] == pytest.approx(result.scores["dev"][result.main], abs=0.01)
 
 
 @pytest.mark.parametrize("changes", [{"training.bf16": True}, {"model.dtype": "bfloat16"}], ids=str)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graftwork.errors import UserError
-from graftwork.train.states import Layout, States, Store, cache_root
+from graftwork.train.states import Layout, States, Store, _size, cache_root
 
 LAYOUT = Layout(numpy.array([3, 1, 4]), 5, torch.float32)
 TRUE = torch.arange(40, dtype=torch.float32).view(8, 5)
@@ -143,6 +143,10 @@ def test_room_is_what_is_allowed_and_what_the_disk_could_give(tmp_path: Path, mo
     Store(tmp_path).open("a", LAYOUT, filled())
     held = sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
     assert Store(tmp_path).room == (1000 + held) // 4
+
+
+def test_an_entry_that_another_process_removes_takes_no_room(tmp_path: Path) -> None:
+    assert _size(tmp_path / "gone") == 0
 
 
 def test_a_disk_that_refuses_is_an_error_that_names_the_place(tmp_path: Path) -> None:

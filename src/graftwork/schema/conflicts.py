@@ -123,6 +123,11 @@ def _resting(training: Mapping[str, Any], kind: Any, below: Any) -> Iterator[Pro
     full, rests = method in ("full", "peft"), training.get("base_dropout") in (False, "no", "off")
     if full and rests:
         yield _about("training", "base_dropout", f"method: {method} leaves no base frozen that could rest; remove it")
+    if rests and training.get("gradient_checkpointing") in (True, "yes", "on"):
+        yield _about(
+            "training", "gradient_checkpointing", "transformers computes no layer again that rests; leave it out, or "
+            "base_dropout: false"
+        )  # fmt: skip
     wanted = training.get("prefix_cache", "off")
     if wanted == "off":
         return

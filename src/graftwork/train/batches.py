@@ -29,7 +29,8 @@ class _Lists:
 
     def __init__(self, lists: Sequence[Sequence[Any]], filler: int, dtype: type = numpy.int64) -> None:
         self.lengths = numpy.array([len(one) for one in lists], dtype=numpy.int64)  # (rows,)
-        self._starts = numpy.cumsum(self.lengths) - self.lengths
+        starts = numpy.cumsum(self.lengths) - self.lengths
+        self._starts = numpy.minimum(starts, max(int(self.lengths.sum()) - 1, 0))  # of an empty last one too
         self._numbers: numpy.ndarray = numpy.array(
             [number for one in lists for number in one], dtype=_STORED.get(dtype, dtype)
         )

@@ -44,6 +44,7 @@ from graftwork.errors import GraftworkError, RecipeError
 from graftwork.model import AdapterModel
 from graftwork.recipe import Recipe
 from graftwork.schema.values import RECIPES
+from graftwork.tasks.kinds import TASKS
 from graftwork.tasks.task import Row
 from graftwork.train.processes import Processes
 
@@ -208,8 +209,10 @@ def _check(recipe: Recipe, devices: Devices) -> None:
     training = recipe.training
     if devices.kind.spread is not None:
         said = f"training.parallel: {devices.name}: no process holds the whole base, which"
-        if training.method == "full":
-            raise RecipeError(f"{said} training.method: full trains; take ddp")
+        if training.method in ("full", "peft"):
+            raise RecipeError(f"{said} training.method: {training.method} copies; take ddp")
+        if TASKS[recipe.task.kind].speaks:
+            raise RecipeError(f"{said} task kind {recipe.task.kind} needs to say texts; take ddp")
         if any(member.endswith(RECIPES) for member in recipe.adapter.members or ()):
             raise RecipeError(f"{said} the recipes among adapter.members stand on whole; train them first, or take ddp")
         if training.prefix_cache != "off":

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 
 import safetensors.torch
+import torch
 from rich.progress import Progress
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 
@@ -75,5 +76,8 @@ def fit(
 def _read_end(job: Job, end: Checkpoint) -> TrainerState:
     """What a run that was stopped after its last step had: the weights of its best epoch, and its record."""
     best = end.folder if end.best is None else end.best
+    spread = job.devices.several and job.devices.kind.spread is not None
+    if torch.accelerator.is_available() and not spread:  # what is spread over processes is where it belongs
+        job.learner.to(torch.accelerator.current_accelerator())
     job.learner.load_state_dict(safetensors.torch.load_file(best / WEIGHTS))
     return TrainerState.load_from_json(str(end.folder / STATE))

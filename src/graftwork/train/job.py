@@ -137,6 +137,7 @@ def read(recipe: Recipe, data: Data, model: AdapterModel) -> Read:
         else open_encoder(recipe.model.name, most, "truncate", longest)
     )
     encoded: dict[str, Sequence[Encoded]] = {"dev": task.encode(data.dev, encoder, with_labels=True)}
+    task.encode(data.test, encoder, with_labels=True)  # read at the end; what is wrong with them is said before
     stream = None
     if isinstance(data.train, PlainText):
         stream = tokenised(data.train, cast(TextEncoder, encoder), cache_root(os.environ))
@@ -154,6 +155,9 @@ def assemble(
     if model.dtype == torch.float16:
         raise RecipeError("model.dtype: float16 loses small gradients; train in float32 or bfloat16")
     torch.manual_seed(recipe.training.seed)  # of the new weights
+    if recipe.training.gradient_checkpointing and not getattr(model.base, "supports_gradient_checkpointing", False):
+        kind = type(model.base).__name__
+        raise RecipeError(f"training.gradient_checkpointing: transformers has none for {kind}; leave it out")
     setup, learner = METHODS[recipe.training.method](model, recipe, rows.task, registry)
     devices.check(model, recipe, rows.dev)
     metric = _metric(recipe, rows.task, model, rows.encoder, setup, rows.dev)

@@ -48,9 +48,8 @@ class DevScores:
         """name -> score, and "loss". Raises GoalMissed for answers that are not finite."""
         found = self.devices.gathered(self._own(model, forward))
         if not all(one.finite for one in found):
-            raise GoalMissed(
-                "training diverged: the model answers with numbers that are not finite; lower training.learning_rate"
-            )
+            said = "the model answers with numbers that are not finite; lower training.learning_rate"
+            self.devices.fail(GoalMissed(f"training diverged: {said}"))
         answers = {row: answer for one in found for row, answer in one.answers.items()}
         loss = sum(one.loss for one in found) / max(1, sum(one.items for one in found))
         return {"loss": loss, **self.task.score([answers[row] for row in range(len(self.rows))], self.rows)}

@@ -11,7 +11,9 @@ from graftwork.recipe import Recipe
 from graftwork.schema.sections import TrainingSection
 from graftwork.tasks.metrics import LOWER_IS_BETTER
 
-KEPT = 2  # checkpoints on disk: the newest and the best, so that a whole one remains while one is written
+# Checkpoints on disk: the best, the newest, and the one before it, for transformers removes the others before the
+# newest is sealed as whole.
+KEPT = 3
 
 
 def arguments(recipe: Recipe, folder: Path, rows: int, metric: str) -> TrainingArguments:

@@ -141,7 +141,10 @@ class Store:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+    try:
+        return sum(path.stat().st_size for path in folder.iterdir())
+    except FileNotFoundError:  # another process makes room
+        return 0
 
 
 def _table(file: Path, layout: Layout, write: bool = False) -> Tensor:

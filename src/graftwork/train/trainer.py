@@ -12,13 +12,14 @@ Forward and backward can be done elsewhere (`step`), where several trainers shar
 no logits but those that its loss reads. And it refuses to train a model of which nothing would learn.
 """
 
-from collections.abc import Callable, Sequence, Sized
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
@@ -172,12 +173,28 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             inputs["skip_layers"] = self._dropped
         if self.model.training and not return_outputs and self.compute_loss_func is None and not self.label_smoother:
             inputs["scored_only"] = True  # nobody reads the logits
-        with nullcontext() if entering is None or self.shortcut is None else self.shortcut.entered(entering):
+        entered = nullcontext() if entering is None or self.shortcut is None else self.shortcut.entered(entering)
+        with entered, self._outputs_whole() if return_outputs else nullcontext():
             found: Any = super().compute_loss(model, inputs, return_outputs, None if shares else num_items_in_batch)
         if weight is not None:
             found = (found[0] * weight, found[1]) if return_outputs else found * weight
         groups: Sequence[Any] = getattr(found[1], "groups", ()) if return_outputs else ()
-        return (found[0], {"loss": found[0], "logits": groups[0].text_logits}) if len(groups) == 1 else found
+        return (found[0], {"loss": found[0], "logits": groups[0].text_logits.float()}) if len(groups) == 1 else found
+
+    @contextmanager
+    def _outputs_whole(self) -> Iterator[None]:
+        """In mixed precision accelerate makes outputs anew, of their keys alone, without the groups; not in here."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        around = vars(model).get("forward")
+        if around is None or "_original_forward" not in vars(model):
+            yield
+            return
+        model.forward = model._original_forward
+        try:
+            with self.accelerator.autocast():
+                yield
+        finally:
+            model.forward = around
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As transformers', without the V of fusions: it begins as the identity, and decay would pull it to zero."""
@@ -187,7 +204,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return [name for name in super().get_decay_parameter_names(model) if name not in exempt]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        with _refusals_of_the_disk():
+            super()._save_checkpoint(model, trial)
         self.devices.wait()  # for the random states of the others, which are in it too
         if self.args.should_save:
             seal(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
@@ -197,6 +215,19 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         problems += [f"tensor {key!r} belongs nowhere" for key in load_result.unexpected_keys]
         if problems:
             raise PackageError("the checkpoint does not fit this model: " + "; ".join(problems[:10]))
+
+
+@contextmanager
+def _refusals_of_the_disk() -> Iterator[None]:
+    """What the writers of tensors raise where the disk refuses, as the OSError that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise OSError(f"torch could not write a file: {str(error).splitlines()[0]}") from error
 
 
 def rest(model: AdapterModel) -> None:
