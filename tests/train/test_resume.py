@@ -19,6 +19,7 @@ from graftwork.recipe import Recipe, dump, override
 from graftwork.train.checkpoint import CLOCK, SEAL, STATE, newest_whole, seal
 from graftwork.train.outcome import TrainResult
 from graftwork.train.run import train
+from graftwork.train.settings import KEPT
 from tests.shared import ROOT
 from tests.train import small
 
@@ -152,9 +153,9 @@ def test_a_run_goes_on_from_each_of_its_checkpoints(tmp_path: Path, variant: str
     made = recipe(tmp_path, VARIANTS[variant])
     unbroken = train(elsewhere(made, tmp_path / "unbroken"))
     kept = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "unbroken" / "checkpoints").iterdir())
-    assert len(kept) == 2
-    assert kept[1] == unbroken.steps
-    for gone, left in (((), kept[1]), ((kept[1],), kept[0])):
+    assert len(kept) == min(KEPT, made.training.epochs)
+    assert kept[-1] == unbroken.steps
+    for gone, left in (((), kept[-1]), (kept[-1:], kept[-2]), (kept[1:], kept[0])):
         broken = tmp_path / f"broken-after-{left}"
         shutil.copytree(tmp_path / "unbroken", broken)
         (broken / "result.json").unlink()
