@@ -60,6 +60,8 @@ EPOCHS = {200: 15, 500: 6}  # 3,000 rows read either way
 TOPICS = ("abortion", "atheism", "climate", "feminist", "hillary")
 CONTROL, FUSED = "Fuse(own)", "Fuse(own + sources)"
 BEST = "best source"  # on dev, with a new head
+BARRED = ("own", CONTROL, FUSED)  # what the bar is of
+OTHERS = ("head", "weight average", "output average", "Fuse(sources)")
 SYSTEMS = (
     "head", "own", *SOURCES, "weight average", "output average", CONTROL, "Fuse(sources)", FUSED,
 )  # fmt: skip
@@ -74,14 +76,17 @@ SOURCE = {**METHODS["seq_bn"], "training.learning_rate": 1e-3, "training.epochs"
 
 
 def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
-    """The rates first. Few labels first; seed after seed, so that whatever time there is, targets and systems have as
-    many."""
-    targets, labels, seeds = (("irony",), (200,), asked.seeds[:1]) if asked.quick else (TARGETS, LABELS, asked.seeds)
-    systems = ("head", "own", "sst2", "weight average", CONTROL, FUSED) if asked.quick else SYSTEMS
+    """The rates first. Then few labels first; of many those systems that the bar is of, then the sources, then the
+    others; seed after seed: whatever time there is, targets and seeds have as many."""
+    targets, seeds = (("irony",), asked.seeds[:1]) if asked.quick else (TARGETS, asked.seeds)
+    few, many = LABELS
+    parts: list[tuple[int, Sequence[str]]] = [(few, SYSTEMS)] + [(many, one) for one in (BARRED, SOURCES, OTHERS)]
+    if asked.quick:
+        parts = [(few, ("head", "own", "sst2", "weight average", CONTROL, FUSED))]
     tried = [] if asked.quick else [key for system in TRIED for key in tries(system)]
     return tried + [
         {"target": target, "labels": count, "system": system, "seed": seed}
-        for count in labels for seed in seeds for target in targets for system in systems
+        for count, systems in parts for seed in seeds for target in targets for system in systems
     ]  # fmt: skip
 
 
