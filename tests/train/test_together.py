@@ -206,11 +206,14 @@ def test_equal_names_and_a_limit_of_tokens(tmp_path: Path) -> None:
 
 def test_batches_that_share_a_forward() -> None:
     sizes = [Size(8, 10), Size(8, 30), Size(4, 12), Size(8, 28)]
-    assert bundles(sizes, 10_000) == [[1, 3, 2, 0]]
-    assert bundles(sizes, 16 * 30) == [[1, 3], [2, 0]]
-    assert bundles(sizes, 1) == [[1], [3], [2], [0]]
-    assert bundles([*sizes, Size(8, 30, (5,))], 10_000) == [[1, 3, 2, 0], [4]]
-    assert bundles([], 1) == []
+    assert bundles(sizes, 10_000, 10_000) == [[1, 3, 2, 0]]
+    assert bundles(sizes, 16 * 30, 10_000) == [[1, 3], [2, 0]]
+    assert bundles(sizes, 1, 10_000) == [[1], [3], [2], [0]]
+    assert bundles([*sizes, Size(8, 30, (5,))], 10_000, 10_000) == [[1, 3, 2, 0], [4]]
+    assert bundles(sizes, 10_000, 16) == [[1, 3], [2, 0]]  # 8 x (30 - 28) tokens of padding, and 8 x (12 - 10)
+    assert bundles(sizes, 10_000, 15) == [[1], [3], [2], [0]]
+    assert bundles([Size(8, 30)] * 3, 10_000, 0) == [[0, 1, 2]]
+    assert bundles([], 1, 1) == []
 
 
 def test_what_cannot_train_together_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ from graftwork.train.turns import Turn
 
 SHARED = "trained together with"  # how the note of a run begins that was one of several
 TOKENS = 8192  # of one forward, padding included: what bounds its memory, whatever the number of recipes
+# Tokens of padding that a batch may cost in the forward of others on a CPU: there a call costs what some 30 tokens do
+# (results/together.md: eight steps of 1 x 16 apart and in one). On an accelerator, which one batch does not fill,
+# padding is the lesser cost.
+PADDING = 32
 
 
 def train_together(
@@ -195,6 +199,7 @@ class _Shared:
         first = jobs[0]
         self._backbone: Backbone = first.model.backbone
         self._tokens = tokens
+        self._padding = PADDING if self._backbone.model.device.type == "cpu" else tokens
         self._bf16 = wants_bf16(first.recipe.training)
         encoder = first.encoder
         self._fills: dict[str, int] = {}
@@ -210,7 +215,7 @@ class _Shared:
             if not batch.job.recipe.training.base_dropout:
                 rest(batch.job.model)
         calls = [_call(batch) for _, batch in asked]
-        for bundle in bundles([_size(call) for call in calls], self._tokens):
+        for bundle in bundles([_size(call) for call in calls], self._tokens, self._padding):
             some = [asked[place] for place in bundle]
             with torch.autocast(self._backbone.model.device.type, torch.bfloat16, enabled=self._bf16):
                 answers = run_abreast(self._backbone, [calls[place] for place in bundle], self._fills)
@@ -245,16 +250,19 @@ def _size(call: Call) -> Size:
     return Size(call.plan.rows, 1 if lead is None else lead.shape[1], prompt_lengths(call.plan))
 
 
-def bundles(sizes: Sequence[Size], tokens: int) -> list[list[int]]:
+def bundles(sizes: Sequence[Size], tokens: int, padding: int) -> list[list[int]]:
     """Which batches share a forward: places in `sizes`, at most `tokens` in a forward of several, padding included.
 
-    Batches of like length come together, so that little is padded; those with other prompts run apart.
+    Batches of like length come together, and one that would be padded by more than `padding` tokens begins another
+    forward; those with other prompts run apart.
     """
     made: list[list[int]] = []
     rows, head = 0, None
     for place in sorted(range(len(sizes)), key=lambda place: (sizes[place].prompts, -sizes[place].tokens)):
         own = sizes[place]
-        if head is None or own.prompts != head.prompts or (rows + own.rows) * head.tokens > tokens:
+        longer = 0 if head is None else head.tokens - own.tokens
+        full = head is None or (rows + own.rows) * head.tokens > tokens
+        if head is None or own.prompts != head.prompts or full or own.rows * longer > padding:
             made.append([])
             rows, head = 0, own
         made[-1].append(place)
