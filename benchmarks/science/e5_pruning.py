@@ -14,6 +14,7 @@ its members. (The paper's form has a key and a value of every member too, 2·d²
 
 import time
 from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 import e4_fusion
@@ -63,11 +64,17 @@ def work(key: Key, asked: Asked) -> Row:
         batches = [_given(rows, range(start, min(start + 64, len(rows)))) for start in range(0, len(rows), 64)]
         name = model.prune_fusion(model.fusion_attention(result.name, batches), KEEP)
         tree = Fuse(*whole.children, name=name)
-        more = {"seconds": _times(model, {"base": None, "whole": whole, "pruned": tree})}
+        times = _times(model, {"base": None, "whole": whole, "pruned": tree})
+        more = {"seconds": times, "held": held(result.attention)}
     head = result.name if tree is whole else tree.name
     dev, _ = evaluate(model, task, encoder, data.dev, adapters=tree, head=head)
     found = room.judged(model, task, room.items_of(target, asked), tree, head)
     return {"dev": dev[task.main_score], **found, **more, "parameters": dict(result.parameters)}
+
+
+def held(attention: Mapping[str, Any]) -> float:
+    """The share of a fusion's attention, on dev rows, that the most attended members of each layer have: the mean."""
+    return mean(sum(sorted(shares)[-KEEP:]) for shares in attention["sites"].values())
 
 
 def _given(rows: EncodedRows, chosen: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -123,8 +130,10 @@ def result(found: Sequence[Row], asked: Asked) -> str:
         if change is None or share is None:
             return ""
         quotient = share / arithmetic(members)
+        most = mean(row["held"] for row in matching(found, members=members, keep=KEEP))
         said.append(
-            f"Two of {members}: {shown(change)} points ({'met' if change.value >= -LOSS else 'not met'}); {share:.0%} "
+            f"Two of {members}: {shown(change)} points ({'met' if change.value >= -LOSS else 'not met'}), the two having "
+            f"{most:.0%} of the attention, where an even spread has {KEEP / members:.0%}; {share:.0%} "
             f"of the fusion's time saved, {quotient:.0%} of what arithmetic gives "
             f"({'met' if quotient >= SAVED else 'not met'})."
         )

@@ -452,12 +452,16 @@ def test_e5_says_what_pruning_loses_and_saves(tmp_path: Path) -> None:
     for key in e5.plan([], told):
         whole = key["keep"] == key["members"]
         right = drawn(0.8, key["seed"])
-        found.append(row(key, right if whole else [*right[:-1], False], **({} if whole else {"seconds": seconds})))
+        found.append(
+            row(key, right if whole else [*right[:-1], False], **({} if whole else {"seconds": seconds, "held": 0.75}))
+        )
+    assert e5.held({"sites": {"one": [0.5, 0.2, 0.2, 0.1], "two": [0.1, 0.1, 0.1, 0.7]}}) == pytest.approx(0.75)
     assert e5.saved(found, 8) == pytest.approx(0.25)
     assert -0.51 < e5.loss(found, 4).value < 0
     said = e5.result(found, told)
     assert "25% of the fusion's time saved, 197% of what arithmetic gives (met)" in said
     assert "82% of what arithmetic gives (met)" in said
+    assert "the two having 75% of the attention, where an even spread has 25%" in said
     assert e5.result([one for one in found if one["key"]["members"] == 4], told) == ""
     assert e5.told(found, told).count("| irony | ") == 2
 
