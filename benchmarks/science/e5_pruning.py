@@ -132,8 +132,8 @@ def result(found: Sequence[Row], asked: Asked) -> str:
         quotient = share / arithmetic(members)
         most = mean(row["held"] for row in matching(found, members=members, keep=KEEP))
         said.append(
-            f"Two of {members}: {shown(change)} points ({'met' if change.value >= -LOSS else 'not met'}), the two having "
-            f"{most:.0%} of the attention, where an even spread has {KEEP / members:.0%}; {share:.0%} "
+            f"Two of {members}: {shown(change)} points ({'met' if change.value >= -LOSS else 'not met'}), the two "
+            f"having {most:.0%} of the attention, where an even spread has {KEEP / members:.0%}; {share:.0%} "
             f"of the fusion's time saved, {quotient:.0%} of what arithmetic gives "
             f"({'met' if quotient >= SAVED else 'not met'})."
         )
