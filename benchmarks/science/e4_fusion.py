@@ -280,11 +280,14 @@ def result(found: Sequence[Row], asked: Asked) -> str:
     ):
         return ""
     sizes = sorted({row["key"]["labels"] for row in matching(found, system=FUSED)})
+    each = [(count, against(found, FUSED, "own", labels=count), len(matching(found, system=FUSED, labels=count)))
+            for count in sizes]  # fmt: skip
+    apart = "; ".join(f"{count} labels {shown(gap)}, {runs} runs" for count, gap, runs in each if gap)
     return (
         f"With {' and '.join(map(str, sizes))} labels {FUSED} less own: {shown(gain)} points over targets and "
         "seeds; the bar "
-        f"{'is met' if gain.value >= BAR else 'is not met'}. Less {CONTROL}, of as many weights and no sources: "
-        f"{shown(transfer)}. Less the source that is best on dev with a new head, without a gate: {shown(simple)}."
+        f"{'is met' if gain.value >= BAR else 'is not met'} ({apart}). Less {CONTROL}, of as many weights and no "
+        f"sources: {shown(transfer)}. Less the source that is best on dev with a new head, without a gate: {shown(simple)}."
     )
 
 
