@@ -287,7 +287,8 @@ def result(found: Sequence[Row], asked: Asked) -> str:
         f"With {' and '.join(map(str, sizes))} labels {FUSED} less own: {shown(gain)} points over targets and "
         "seeds; the bar "
         f"{'is met' if gain.value >= BAR else 'is not met'} ({apart}). Less {CONTROL}, of as many weights and no "
-        f"sources: {shown(transfer)}. Less the source that is best on dev with a new head, without a gate: {shown(simple)}."
+        f"sources: {shown(transfer)}. Less the source that is best on dev with a new head, without a gate: "
+        f"{shown(simple)}."
     )
 
 

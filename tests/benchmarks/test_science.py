@@ -418,7 +418,7 @@ def test_e4_holds_a_fusion_against_what_it_must_beat(tmp_path: Path) -> None:
     said = e4.result(found, told)
     assert "the bar is met" in said
     assert "with a new head, without a gate: -1" in said
-    assert said.count(", 12 runs") == 2
+    assert said.count(", 8 runs") == 2
     assert "is not met" in e4.result(fusion_rows({e4.FUSED: 0.4}), told)
     assert e4.result(book.matching(found, target="irony"), told) == ""
     page = e4.told(found, told)
