@@ -61,10 +61,10 @@ TOPICS = ("abortion", "atheism", "climate", "feminist", "hillary")
 CONTROL, FUSED = "Fuse(own)", "Fuse(own + sources)"
 BEST = "best source"  # on dev, with a new head
 BARRED = ("own", CONTROL, FUSED)  # what the bar is of
-OTHERS = ("head", "weight average", "output average", "Fuse(sources)")
 SYSTEMS = (
     "head", "own", *SOURCES, "weight average", "output average", CONTROL, "Fuse(sources)", FUSED,
 )  # fmt: skip
+OTHERS = tuple(system for system in SYSTEMS if system not in (*BARRED, *SOURCES))
 BAR = -0.3  # points, of Fuse(own + sources) less own
 
 TRIED = {"head": (2e-3, 5e-3, 1e-3), "own": (1e-3, 3e-3, 5e-4), FUSED: (2e-4, 1e-3, 5e-4)}  # rates, in this order

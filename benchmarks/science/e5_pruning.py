@@ -29,6 +29,7 @@ from graftwork.build import open_encoder, package_task
 from graftwork.compose.tree import Composition, Fuse
 from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
+from graftwork.train.attention import held
 from graftwork.train.batches import EncodedRows
 from graftwork.train.data import load_data
 
@@ -65,16 +66,11 @@ def work(key: Key, asked: Asked) -> Row:
         name = model.prune_fusion(model.fusion_attention(result.name, batches), KEEP)
         tree = Fuse(*whole.children, name=name)
         times = _times(model, {"base": None, "whole": whole, "pruned": tree})
-        more = {"seconds": times, "held": held(result.attention)}
+        more = {"seconds": times, "held": held(result.attention, KEEP)}
     head = result.name if tree is whole else tree.name
     dev, _ = evaluate(model, task, encoder, data.dev, adapters=tree, head=head)
     found = room.judged(model, task, room.items_of(target, asked), tree, head)
     return {"dev": dev[task.main_score], **found, **more, "parameters": dict(result.parameters)}
-
-
-def held(attention: Mapping[str, Any]) -> float:
-    """The share of a fusion's attention, on dev rows, that the most attended members of each layer have: the mean."""
-    return mean(sum(sorted(shares)[-KEEP:]) for shares in attention["sites"].values())
 
 
 def _given(rows: EncodedRows, chosen: Sequence[int]) -> dict[str, torch.Tensor]:

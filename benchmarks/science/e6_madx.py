@@ -75,8 +75,10 @@ def work(key: Key, asked: Asked) -> Row:
     kind, target, system, seed = str(key["task"]), str(key["target"]), str(key["system"]), int(key["seed"])
     of = seed if target == MADE else room.SEEDS[0]  # adapters of real languages are trained once, as those of MAD-X
     en, other = language("en", of, asked), language(target, of, asked)
-    every = (en, *(language(one, of, asked) for one in ((MADE,) if target == MADE else TASKS[kind][2])))
-    below = {"task only": None, "ready": every, "in language": coupling(asked) if target == MADE else other}
+    below = {"task only": None, "in language": coupling(asked) if target == MADE else other}
+    if system == "ready":
+        targets = (MADE,) if target == MADE else TASKS[kind][2]
+        below["ready"] = (en, *(language(one, of, asked) for one in targets))
     at_home = system == "in language" and target != MADE
     own = task(kind, below.get(system, en), target if at_home else "en", seed, asked)
     inner = {"swap": [other], "ready": [other], "kept": [en]}.get(system.partition(":")[0], [])

@@ -1,10 +1,13 @@
 """durable.py: whole or not at all."""
 
+import resource
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from graftwork.errors import UserError
 from graftwork.registry.durable import (
@@ -14,6 +17,7 @@ from graftwork.registry.durable import (
     named,
     new_folder,
     place,
+    refusals_of_the_disk,
     replace_file,
     sibling,
     write_file,
@@ -111,3 +115,19 @@ def test_what_a_killed_process_was_writing_is_known_by_its_name() -> None:
         assert not is_torn(fresh[1:], [name])
         assert not is_torn(name, [name])
     assert not is_torn(f".package.{'z' * 32}", ["package"])
+
+
+def test_a_disk_that_refuses_tensors_is_an_os_error(tmp_path: Path) -> None:
+    numbers, limits = torch.zeros(10_000), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # files cannot become larger
+    try:
+        with pytest.raises(OSError, match="I/O error"), refusals_of_the_disk():
+            safetensors.torch.save_file({"numbers": numbers}, tmp_path / "one")
+        with pytest.raises(OSError, match="torch could not write a file"), refusals_of_the_disk():
+            torch.save(numbers, tmp_path / "other")
+        with pytest.raises(UserError, match=r"runs/a: cannot be written: .*I/O error"), named("runs/a"):
+            safetensors.torch.save_file({"numbers": numbers}, tmp_path / "one")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(RuntimeError, match="another reason"), refusals_of_the_disk():
+        raise RuntimeError("another reason")

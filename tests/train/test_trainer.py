@@ -1,6 +1,5 @@
 """AdapterTrainer as people use it: their own arguments, data sets and collators, as with transformers' Trainer."""
 
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from graftwork.tasks.kinds import task_class
 from graftwork.tasks.text import TextEncoder
 from graftwork.train.batches import EncodedRows, as_it_is
 from graftwork.train.sampler import LengthGroupedSampler
-from graftwork.train.trainer import AdapterTrainer, _refusals_of_the_disk, row_lengths
+from graftwork.train.trainer import AdapterTrainer, row_lengths
 from tests import tiny
 from tests.train import small
 
@@ -224,17 +223,3 @@ def test_a_step_makes_no_logits_that_its_loss_does_not_read(tmp_path: Path, smoo
     metrics = trainer.evaluate()
     assert seen == [(True, 16 if smoothing else 8), (False, 16)]
     assert numpy.isfinite(metrics["eval_loss"])
-
-
-def test_a_disk_that_refuses_tensors_is_an_os_error(tmp_path: Path) -> None:
-    numbers, limits = torch.zeros(10_000), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # files cannot become larger
-    try:
-        with pytest.raises(OSError, match="I/O error"), _refusals_of_the_disk():
-            safetensors.torch.save_file({"numbers": numbers}, tmp_path / "one")
-        with pytest.raises(OSError, match="torch could not write a file"), _refusals_of_the_disk():
-            torch.save(numbers, tmp_path / "other")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    with pytest.raises(RuntimeError, match="another reason"), _refusals_of_the_disk():
-        raise RuntimeError("another reason")

@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from graftwork.errors import UserError
 
 _KEPT = 100  # characters of a name that its sibling says
@@ -21,10 +23,26 @@ _SIBLING = re.compile(r"\.(.+)\.[0-9a-f]{32}(\.old)?", re.DOTALL)
 
 
 @contextmanager
+def refusals_of_the_disk() -> Iterator[None]:
+    """What the writers of tensors, safetensors and torch, raise where the disk refuses, as the OSError that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        if "I/O error" not in str(error):
+            raise
+        raise OSError(str(error)) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise OSError(f"torch could not write a file: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
 def named(place: Path | str) -> Iterator[None]:
     """What the disk refuses is a UserError that names the place."""
     try:
-        yield
+        with refusals_of_the_disk():
+            yield
     except OSError as error:
         raise UserError(f"{place}: cannot be written: {error.strerror or error}") from error
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from graftwork.schema.problems import shown
 from graftwork.schema.sections import NOT_FLAGS
-from graftwork.schema.values import RECIPES
+from graftwork.schema.values import RECIPES, flag
 from graftwork.schema.yaml_text import Problem
 
 SPLITS = ("train", "dev", "test")
@@ -113,17 +113,17 @@ def _composition(adapter: Mapping[str, Any], method: Any) -> Iterator[Problem]:
 def _fusing(adapter: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Problem]:
     """Choices about a fusion where there is none."""
     for key in ("fusion_regularisation", "screen_members"):
-        if training.get(key) in (False, "no", "off") and adapter.get("composition") != "fuse":
+        if flag(training.get(key)) is False and adapter.get("composition") != "fuse":
             yield _about("training", key, "false has no meaning without adapter.composition: fuse; remove it")
 
 
 def _resting(training: Mapping[str, Any], kind: Any, below: Any) -> Iterator[Problem]:
     """What has no meaning without a frozen base that rests, and rows that stay what they are."""
     method = training.get("method")
-    full, rests = method in ("full", "peft"), training.get("base_dropout") in (False, "no", "off")
+    full, rests = method in ("full", "peft"), flag(training.get("base_dropout")) is False
     if full and rests:
         yield _about("training", "base_dropout", f"method: {method} leaves no base frozen that could rest; remove it")
-    if rests and training.get("gradient_checkpointing") in (True, "yes", "on"):
+    if rests and flag(training.get("gradient_checkpointing")) is True:
         yield _about(
             "training", "gradient_checkpointing", "transformers computes no layer again that rests; leave it out, or "
             "base_dropout: false"

@@ -21,7 +21,7 @@ MOST = 2**31 - 1
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*"
 
 
-def _flag(value: object) -> object:
+def flag(value: object) -> object:
     """The words that YAML 1.1 takes for a flag, where a flag is expected."""
     words = {"yes": True, "on": True, "no": False, "off": False}
     return words.get(value.lower(), value) if isinstance(value, str) else value
@@ -45,7 +45,7 @@ def _not_none(value: str) -> str:
     return value
 
 
-Flag = Annotated[bool, Strict(), BeforeValidator(_flag), Allowed("true or false")]
+Flag = Annotated[bool, Strict(), BeforeValidator(flag), Allowed("true or false")]
 Whole = Annotated[int, Strict(), Field(ge=0, le=MOST), Allowed(f"a whole number from 0 to {MOST}")]
 Count = Annotated[int, Strict(), Field(ge=1, le=MOST), Allowed(f"a whole number from 1 to {MOST}")]
 Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False), Allowed("a number above 0")]

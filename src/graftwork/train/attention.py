@@ -66,6 +66,11 @@ def lines(attention: Mapping[str, Any]) -> Iterator[str]:
         yield f"  label {row['label']}, mean over layers: {shares}"
 
 
+def held(attention: Mapping[str, Any], count: int = KEPT) -> float:
+    """The share of the attention that the `count` most attended members of each layer have, the mean over layers."""
+    return mean(float(sum(sorted(shares)[-count:])) for shares in attention["sites"].values())
+
+
 def findings(attention: Mapping[str, Any], name: str) -> Iterator[str]:
     """What to make of it, in sentences: nothing is chosen, or few members would do."""
     if not attention:
@@ -78,7 +83,7 @@ def findings(attention: Mapping[str, Any], name: str) -> Iterator[str]:
             f"that of an even spread (lowest {lowest:.4f}), so it is a plain average of its members; train it "
             "longer or with a higher learning rate, or compose an Average"
         )
-    most = mean(sum(sorted(shares)[-KEPT:]) for shares in attention["sites"].values())
+    most = held(attention)
     if count > KEPT and most >= ENOUGH:
         yield (
             f"the {KEPT} most attended of {count} members get {most:.0%} of the attention: graftwork prune {name} "

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel
@@ -99,14 +99,18 @@ class Devices(Processes):
         return KINDS[self.name]
 
     @property
+    def spread(self) -> Callable[[PreTrainedModel, int], DistributedConfig] | None:
+        """How the base is loaded in parts; None where every process has it whole."""
+        return self.kind.spread if self.several else None
+
+    @property
     def record(self) -> dict[str, Any]:
         """What a run's result says of them; nothing of one process."""
         return {"kind": self.name, "processes": self.count} if self.several else {}
 
     def opened(self, recipe: Recipe) -> AdapterModel:
         """The base of a recipe as this process holds it. Raises BackboneError, RecipeError for one without a plan."""
-        spread = self.kind.spread if self.several else None
-        base = recipe.model
+        spread, base = self.spread, recipe.model
         return open_model(base, None if spread is None else spread(load_skeleton(base.name, base.revision), self.count))
 
     def check(self, model: AdapterModel, recipe: Recipe, dev: Sequence[Row]) -> None:
@@ -146,7 +150,7 @@ class Devices(Processes):
 
     def apart(self, rows: Sequence[int]) -> Sequence[int]:
         """The rows that this process answers by itself; all of them where forwards of all processes meet."""
-        return rows if self.kind.spread else self.portion(rows)
+        return rows if self.spread else self.portion(rows)
 
     def seed(self, seed: int) -> None:
         """Draw other random numbers for other rows; the first process draws those of a run in one process."""
@@ -161,6 +165,12 @@ class Devices(Processes):
 
 
 ALONE = Devices()
+
+
+def to_accelerator(module: nn.Module) -> None:
+    """Move a module to where it trains: this process's accelerator, if the machine has one."""
+    if torch.accelerator.is_available():
+        module.to(torch.accelerator.current_accelerator())
 
 
 def devices_of(recipe: Recipe) -> Devices:
@@ -207,7 +217,7 @@ def said_once() -> Iterator[None]:
 
 def _check(recipe: Recipe, devices: Devices) -> None:
     training = recipe.training
-    if devices.kind.spread is not None:
+    if devices.spread is not None:
         said = f"training.parallel: {devices.name}: no process holds the whole base, which"
         if training.method in ("full", "peft"):
             raise RecipeError(f"{said} training.method: {training.method} copies; take ddp")

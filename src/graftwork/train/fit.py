@@ -3,7 +3,6 @@
 from contextlib import nullcontext
 
 import safetensors.torch
-import torch
 from rich.progress import Progress
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 
@@ -11,6 +10,7 @@ from graftwork.registry.durable import named
 from graftwork.train.batches import as_it_is
 from graftwork.train.callbacks import Bar, Clock, LogAtEpochEnd, SaveByTheClock
 from graftwork.train.checkpoint import STATE, Checkpoint
+from graftwork.train.devices import to_accelerator
 from graftwork.train.folder import RunFolder
 from graftwork.train.job import Job
 from graftwork.train.language import Cycle
@@ -76,8 +76,7 @@ def fit(
 def _read_end(job: Job, end: Checkpoint) -> TrainerState:
     """What a run that was stopped after its last step had: the weights of its best epoch, and its record."""
     best = end.folder if end.best is None else end.best
-    spread = job.devices.several and job.devices.kind.spread is not None
-    if torch.accelerator.is_available() and not spread:  # what is spread over processes is where it belongs
-        job.learner.to(torch.accelerator.current_accelerator())
+    if job.devices.spread is None:  # what is spread over processes is where it belongs
+        to_accelerator(job.learner)
     job.learner.load_state_dict(safetensors.torch.load_file(best / WEIGHTS))
     return TrainerState.load_from_json(str(end.folder / STATE))

@@ -31,6 +31,7 @@ from graftwork.core.shortcut import Shortcut
 from graftwork.errors import GraftworkError, RecipeError
 from graftwork.model import AdapterModel
 from graftwork.train.batches import EncodedRows
+from graftwork.train.devices import to_accelerator
 from graftwork.train.states import Layout, States, Store, cache_root
 
 _TOLERANCES = {torch.float32: 1e-4}  # of the largest number; other dtypes: 0.05
@@ -105,8 +106,7 @@ def plan(
     """
     if asked == "off":
         return None, ""
-    if torch.accelerator.is_available():  # where it trains; what has which dtype may differ there
-        model.to(torch.accelerator.current_accelerator())
+    to_accelerator(model)  # what has which dtype may differ there
     made = _planned(model, rows, asked, mixed)
     if isinstance(made, Prefix):
         size = f"{made.layout.bytes / 10**6:,.1f} MB in {made.store.root}"

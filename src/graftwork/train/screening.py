@@ -26,6 +26,7 @@ from graftwork.model import AdapterModel
 from graftwork.tasks.bootstrap import difference
 from graftwork.tasks.encoded import IGNORED
 from graftwork.tasks.scorer import Scorer
+from graftwork.train.devices import to_accelerator
 from graftwork.train.job import Job
 from graftwork.train.setup import answers
 
@@ -43,8 +44,7 @@ def screen(job: Job) -> list[dict[str, Any]]:
     "hurts". Of kinds without a probe only own heads are scored; empty where there is nothing at all to say.
     """
     model = AdapterModel(job.model.backbone)
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    to_accelerator(model)
     training = job.model.training
     try:
         with torch.random.fork_rng():  # what is made here draws nothing from the run's numbers

@@ -260,9 +260,13 @@ def bundles(sizes: Sequence[Size], tokens: int, padding: int) -> list[list[int]]
     rows, head = 0, None
     for place in sorted(range(len(sizes)), key=lambda place: (sizes[place].prompts, -sizes[place].tokens)):
         own = sizes[place]
-        longer = 0 if head is None else head.tokens - own.tokens
-        full = head is None or (rows + own.rows) * head.tokens > tokens
-        if head is None or own.prompts != head.prompts or full or own.rows * longer > padding:
+        fits = (
+            head is not None
+            and own.prompts == head.prompts
+            and (rows + own.rows) * head.tokens <= tokens
+            and own.rows * (head.tokens - own.tokens) <= padding
+        )
+        if not fits:
             made.append([])
             rows, head = 0, own
         made[-1].append(place)

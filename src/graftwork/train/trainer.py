@@ -19,7 +19,6 @@ from typing import Any
 
 import datasets
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
@@ -185,11 +184,11 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     def _outputs_whole(self) -> Iterator[None]:
         """In mixed precision accelerate makes outputs anew, of their keys alone, without the groups; not in here."""
         model: Any = self.accelerator.unwrap_model(self.model)
-        around = vars(model).get("forward")
-        if around is None or "_original_forward" not in vars(model):
+        inner = vars(model).get("_original_forward")
+        if inner is None:
             yield
             return
-        model.forward = model._original_forward
+        around, model.forward = model.forward, inner
         try:
             with self.accelerator.autocast():
                 yield
@@ -204,8 +203,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return [name for name in super().get_decay_parameter_names(model) if name not in exempt]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with _refusals_of_the_disk():
-            super()._save_checkpoint(model, trial)
+        super()._save_checkpoint(model, trial)
         self.devices.wait()  # for the random states of the others, which are in it too
         if self.args.should_save:
             seal(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
@@ -215,19 +213,6 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         problems += [f"tensor {key!r} belongs nowhere" for key in load_result.unexpected_keys]
         if problems:
             raise PackageError("the checkpoint does not fit this model: " + "; ".join(problems[:10]))
-
-
-@contextmanager
-def _refusals_of_the_disk() -> Iterator[None]:
-    """What the writers of tensors raise where the disk refuses, as the OSError that it is."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    except RuntimeError as error:
-        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
-            raise
-        raise OSError(f"torch could not write a file: {str(error).splitlines()[0]}") from error
 
 
 def rest(model: AdapterModel) -> None:
