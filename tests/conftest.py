@@ -32,6 +32,8 @@ settings.register_profile(
 settings.register_profile("full", max_examples=1000, deadline=None, suppress_health_check=SLOW_IS_FINE)
 settings.load_profile(PROFILE)
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read as kernels are made
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,7 +21,7 @@ from graftwork.asking import predict as predict
 from graftwork.asking import questions as questions
 from graftwork.asking import questions_of as questions_of
 from graftwork.asking import rows_of
-from graftwork.build import open_model, open_reader, without_bars
+from graftwork.build import without_bars
 from graftwork.core.backbone import Backbone, load_model
 from graftwork.errors import UserError
 from graftwork.importing import facts_of, packages, read
@@ -102,16 +102,12 @@ def open_engine(
     adapter_cache_size: int = 32,
     too_long: Literal["refuse", "truncate"] = "refuse",
 ) -> Engine:
-    """One frozen base with every package of a registry at hand. Raises BackboneError, UserError."""
+    """One frozen base, on the accelerator if there is one, with every package of a registry at hand.
+
+    Raises BackboneError, UserError.
+    """
     section = ModelSection.model_validate({"name": model, "dtype": dtype})
-    opened = open_model(section)
-    return Engine(
-        opened,
-        open_reader(model, opened),
-        registry,
-        adapter_cache_size=adapter_cache_size,
-        too_long=too_long,
-    )
+    return Engine.open(section, registry, adapter_cache_size=adapter_cache_size, too_long=too_long)
 
 
 @dataclass(frozen=True)

@@ -9,25 +9,26 @@ Which of the ways to do it is fastest depends on the device, the dtype, the size
     sorted    the same after the items were put in the order of their slots, where equal ones do not lie together
     gather    one batched product with a copy of the weights for each item
     grouped   torch's grouped matrix product over the items in the order of their slots
+    kernel    on a GPU, where Triton is there: one kernel that reads each slot where it lies (`bank_triton.py`)
 
 so it is measured, once for each kind of call and process, with the tensors of that call. After
 `torch.use_deterministic_algorithms(True)` nothing is measured and every item is multiplied alone (`gather`), so that
 what other items do never changes its bits. Knows nothing of adapters and sites.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from graftwork.compose.bank_kernels import has_kernel, product_on_gpu
+from graftwork.compose.bank_measure import quickest
 from graftwork.compose.bank_slots import Routing, Traced
 
-_ROUNDS = 5  # of a measurement; the quickest counts
-_CLEARLY = 0.9  # of the time of the first backend
 _COPY_LIMIT = 2**28  # bytes of weights that `gather` may copy
 _ALIGNED = 16  # bytes: the strides of a grouped product
 
@@ -56,7 +57,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None,
     if isinstance(routing, Traced):
         return _traced(x, weight, bias, onto, routing.slots)
     call = Call(x, weight, bias, onto, routing)
-    if torch.is_grad_enabled() and (x.requires_grad or (onto is not None and onto.requires_grad)):
+    if learns(x, onto):
         return gather(call)
     kind = x.shape[0], weight.shape, x.dtype, x.device, onto is None, torch.are_deterministic_algorithms_enabled()
     way = routing.ways.get(kind)
@@ -65,10 +66,17 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None,
     return way(call)
 
 
+def learns(*given: Tensor | None) -> bool:
+    """Whether a gradient is wanted of something, which neither kernels nor writes into a result can give."""
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given)
+
+
 @torch.library.custom_op("graftwork::slot_product", mutates_args=())
 def slot_product(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, slots: Tensor) -> Tensor:
-    """`product` as one operation of a compiled graph: where slots can be looked at, on a CPU, nothing is copied."""
-    return product(x, weight, bias, onto, Routing(tuple(slots.tolist())))
+    """`product` as one operation of a compiled graph: on a CPU slots can be looked at, on a GPU there is a kernel."""
+    if x.device.type == "cpu":
+        return product(x, weight, bias, onto, Routing(tuple(slots.tolist())))
+    return product_on_gpu(x, weight, bias, onto, slots)
 
 
 @slot_product.register_fake
@@ -77,7 +85,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, slots
 
 
 def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, slots: Tensor) -> Tensor:
-    if x.device.type == "cpu":
+    if (x.device.type == "cpu" or has_kernel(x, weight)) and not learns(x, onto):
         return cast(Tensor, slot_product(x, weight, bias, onto, slots))
     chosen = weight.index_select(0, slots)
     start = None if bias is None else bias.index_select(0, slots)
@@ -112,10 +120,9 @@ def grouped(call: Call) -> Tensor:
 
 
 def _grouped(call: Call) -> Tensor:
-    routing, device = call.routing, call.x.device
-    slots = torch.tensor([slot for slot, _, _ in routing.runs], device=device)
-    ends = torch.tensor([stop * call.per for _, _, stop in routing.runs], dtype=torch.int32, device=device)
-    out = functional.grouped_mm(call.x, call.weight.index_select(0, slots), offs=ends)
+    slots, ends = call.routing.bounds(call.x.device)
+    offsets = (ends * call.per).to(torch.int32)
+    out = functional.grouped_mm(call.x, call.weight.index_select(0, slots), offs=offsets)
     return _added(call, out)
 
 
@@ -129,8 +136,7 @@ def _added(call: Call, out: Tensor) -> Tensor:
 
 
 def _in_order(call: Call, way: Backend) -> Tensor:
-    routing, there, back = call.routing.ordered
-    there, back = there.to(call.x.device), back.to(call.x.device)
+    routing, there, back = call.routing.ordered(call.x.device)
 
     def moved(tensor: Tensor, items: Tensor) -> Tensor:
         if call.per == 1:
@@ -155,6 +161,12 @@ def gather(call: Call) -> Tensor:
     return _batched(call.x, call.weight.index_select(0, slots), bias, call.onto)
 
 
+def kernel(call: Call) -> Tensor:
+    """A kernel that reads the slots where they lie."""
+    slots = call.routing.on(call.x.device)
+    return cast(Tensor, slot_product(call.x, call.weight, call.bias, call.onto, slots))
+
+
 def _batched(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None) -> Tensor:
     """The products of n items with a matrix each, (n, I, O), and a bias each, (n, O)."""
     count, wide = weight.shape[0], weight.shape[2]
@@ -172,6 +184,7 @@ BACKENDS: dict[str, Backend] = {
     "sorted": by_slot,
     "gather": gather,
     "grouped": grouped,
+    "kernel": kernel,
 }
 _CHOSEN: dict[tuple[object, ...], str] = {}  # kind of call -> the fastest, in this process
 
@@ -179,9 +192,10 @@ _CHOSEN: dict[tuple[object, ...], str] = {}  # kind of call -> the fastest, in t
 def possible(call: Call) -> list[str]:
     """The backends that can do a product."""
     routing, weight = call.routing, call.weight
+    kernels = ["kernel"] if has_kernel(call.x, weight) else []
     if routing.consecutive:
-        return ["view", "loop"]
-    names = ["loop"]
+        return ["view", "loop", *kernels]
+    names = ["loop", *kernels]
     if routing.distinct < len(routing.runs):
         names.append("sorted")
     size = weight.element_size()
@@ -206,7 +220,7 @@ def chosen(call: Call) -> str:
         call.onto is None, torch.get_num_threads(),
     )  # fmt: skip
     if kind not in _CHOSEN:
-        _CHOSEN[kind] = ways[0] if len(ways) == 1 else _quickest(ways, call)
+        _CHOSEN[kind] = quickest({name: partial(BACKENDS[name], call) for name in ways}, call.x.device)
     name = _CHOSEN[kind]
     return name if name in ways else "loop"  # sizes of one kind may differ in what they can
 
@@ -214,22 +228,3 @@ def chosen(call: Call) -> str:
 def known_as_view(x: Tensor, weight: Tensor, bias: Tensor, routing: Routing) -> bool:
     """Whether a product with biases is done on a view of the slab."""
     return chosen(Call(x, weight, bias, None, routing)) == "view"
-
-
-def _quickest(ways: list[str], call: Call) -> str:
-    """The quickest backend; the first one, which copies nothing, unless another is clearly quicker."""
-    # in turns, so that what else the machine does meets all alike
-    taken = [{name: _seconds(BACKENDS[name], call) for name in ways} for _ in range(_ROUNDS)]
-    best = {name: min(one[name] for one in taken) for name in ways}
-    quickest = min(ways, key=best.__getitem__)
-    return quickest if best[quickest] < _CLEARLY * best[ways[0]] else ways[0]
-
-
-def _seconds(way: Backend, call: Call) -> float:
-    alone = call.x.device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.thread_time if alone else time.perf_counter  # other processes do not count where that can be told
-    started = clock()
-    way(call)
-    if call.x.device.type == "cuda":
-        torch.cuda.synchronize(call.x.device)
-    return clock() - started

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from graftwork.compose.bank_bottleneck import bottleneck, kernel_of
 from graftwork.compose.bank_product import known_as_view, product
 from graftwork.compose.bank_slots import Routing, Traced
 from graftwork.compose.direct import onto
@@ -134,6 +135,7 @@ class Slab:
     def __init__(self, like: Plain | Wide, slots: int) -> None:
         self.structure = structure(like)
         self.node = _with(_laid_in(like), lambda weight: weight.new_empty(slots, *weight.shape))
+        self._fused = kernel_of(like.activation) if isinstance(like, Plain) else None
         self.clear(0)
 
     @property
@@ -206,17 +208,16 @@ class Slab:
         node = self.node
         check_norm(reading, node.normed)
         if isinstance(node, Plain):
-            return _plain(node, reading, delta, routing)
+            return _plain(node, reading, delta, routing, self._fused)
         change = node.through(_Routed(reading, delta, node.dtype, routing))
         if not self.moves or not routing.idle:
             return change
         return Delta(routing.only_used(change.before), routing.only_used(change.after))
 
 
-def _plain(node: Plain, reading: Reading, delta: Delta, routing: Routing | Traced) -> Delta:
-    (down, start), (up, constant) = node.down, node.up
+def _plain(node: Plain, reading: Reading, delta: Delta, routing: Routing | Traced, fused: str | None) -> Delta:
     x, out = node.read(reading, delta), reading.like.dtype
-    flat = x.reshape(-1, x.shape[-1])
-    z = node.activation(product(flat.to(down.dtype), down, start, None, routing))
-    change = product(z, up, constant, None, routing).view(*x.shape[:-1], up.shape[-1]).to(out)
+    flat = x.reshape(-1, x.shape[-1]).to(node.down[0].dtype)
+    change = bottleneck(flat, node.down, node.activation, node.up, routing, fused)
+    change = change.view(*x.shape[:-1], change.shape[-1]).to(out)
     return Delta(after=change) if node.after else Delta(before=change)

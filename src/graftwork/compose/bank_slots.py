@@ -21,6 +21,8 @@ class Routing:
 
     slots: tuple[int, ...]
     _placed: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
+    _ordered: "dict[torch.device, tuple[Routing, Tensor, Tensor]]" = field(default_factory=dict, repr=False)
+    _bounds: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _views: dict[tuple[int, torch.Size], list[Tensor]] = field(default_factory=dict, repr=False)
     ways: dict[object, Any] = field(default_factory=dict, repr=False)  # kind of call -> what does it
 
@@ -50,12 +52,21 @@ class Routing:
         """Whether some items have nothing to run: their slot is 0."""
         return 0 in self.slots
 
-    @cached_property
-    def ordered(self) -> "tuple[Routing, Tensor, Tensor]":
+    def ordered(self, device: torch.device) -> "tuple[Routing, Tensor, Tensor]":
         """The items in the order of their slots, the indices (n,) that put them there, and those that put them back."""
-        order = sorted(range(len(self.slots)), key=self.slots.__getitem__)
-        there = torch.tensor(order)
-        return Routing(tuple(self.slots[item] for item in order)), there, there.argsort()
+        if device not in self._ordered:
+            order = sorted(range(len(self.slots)), key=self.slots.__getitem__)
+            there = torch.tensor(order)
+            routing = Routing(tuple(self.slots[item] for item in order))
+            self._ordered[device] = routing, there.to(device), there.argsort().to(device)
+        return self._ordered[device]
+
+    def bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of each run its slot, and the item after its last one, (runs,)."""
+        if device not in self._bounds:
+            slots, _, ends = zip(*self.runs, strict=True)
+            self._bounds[device] = torch.tensor(slots, device=device), torch.tensor(ends, device=device)
+        return self._bounds[device]
 
     def views(self, weight: Tensor) -> list[Tensor]:
         """The matrix or bias of each run."""

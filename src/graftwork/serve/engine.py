@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from graftwork.build import open_model, open_reader, positions
 from graftwork.compose.lower import Lanes
 from graftwork.compose.tree import Composition, show
+from graftwork.core.accelerator import to_accelerator
 from graftwork.errors import UserError
 from graftwork.model import AdapterModel
 from graftwork.registry.store import Registry
@@ -85,10 +86,19 @@ class Engine:
         self._max_rows, self._max_tokens = max_batch_rows, max_batch_tokens
 
     @classmethod
-    def open(cls, section: ModelSection, registry: Registry, *, adapter_cache_size: int = 32) -> Self:
-        """An engine for a model by id, folder or `minilm`, with its own tokenizer. Raises BackboneError."""
+    def open(
+        cls,
+        section: ModelSection,
+        registry: Registry,
+        *,
+        adapter_cache_size: int = 32,
+        too_long: Literal["refuse", "truncate"] = "refuse",
+    ) -> Self:
+        """An engine for a model by id, folder or `minilm`, on the accelerator if there is one. Raises BackboneError."""
         model = open_model(section)
-        return cls(model, open_reader(section.name, model), registry, adapter_cache_size=adapter_cache_size)
+        to_accelerator(model)
+        reader = open_reader(section.name, model)
+        return cls(model, reader, registry, adapter_cache_size=adapter_cache_size, too_long=too_long)
 
     def task(self, adapters: Any, head: str | None = None) -> Task:
         """The task that answers rows with this composition and head. Raises what would be the error of such a row."""

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
-from torch import distributed, nn
+from torch import distributed
 from torch.distributed.tensor import DTensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel
@@ -165,12 +165,6 @@ class Devices(Processes):
 
 
 ALONE = Devices()
-
-
-def to_accelerator(module: nn.Module) -> None:
-    """Move a module to where it trains: this process's accelerator, if the machine has one."""
-    if torch.accelerator.is_available():
-        module.to(torch.accelerator.current_accelerator())
 
 
 def devices_of(recipe: Recipe) -> Devices:

@@ -6,11 +6,11 @@ import safetensors.torch
 from rich.progress import Progress
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 
+from graftwork.core.accelerator import to_accelerator
 from graftwork.registry.durable import named
 from graftwork.train.batches import as_it_is
 from graftwork.train.callbacks import Bar, Clock, LogAtEpochEnd, SaveByTheClock
 from graftwork.train.checkpoint import STATE, Checkpoint
-from graftwork.train.devices import to_accelerator
 from graftwork.train.folder import RunFolder
 from graftwork.train.job import Job
 from graftwork.train.language import Cycle

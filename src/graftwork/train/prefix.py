@@ -25,13 +25,13 @@ from torch import Tensor
 
 from graftwork.compose.parts import SHARED
 from graftwork.compose.tree import leaves, show
+from graftwork.core.accelerator import to_accelerator
 from graftwork.core.kinds import write_config
 from graftwork.core.locate import layers_of
 from graftwork.core.shortcut import Shortcut
 from graftwork.errors import GraftworkError, RecipeError
 from graftwork.model import AdapterModel
 from graftwork.train.batches import EncodedRows
-from graftwork.train.devices import to_accelerator
 from graftwork.train.states import Layout, States, Store, cache_root
 
 _TOLERANCES = {torch.float32: 1e-4}  # of the largest number; other dtypes: 0.05

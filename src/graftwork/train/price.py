@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from graftwork.build import add_task_head, open_model
+from graftwork.core.accelerator import to_accelerator
 from graftwork.timing import alternate, milliseconds, quotients
 from graftwork.train.full import FullModel
 from graftwork.train.job import Job
@@ -27,9 +28,7 @@ def price(job: Job) -> dict[str, Any]:
     count = len(job.encoded["dev"])
     places = sorted({count * number // min(ROWS, count) for number in range(min(ROWS, count))})
     own = job.learner.model if isinstance(job.learner, FullModel) else job.model
-    device = torch.accelerator.current_accelerator(check_available=True) or own.device
-    if own.device.type != device.type:  # of a run that was read back nothing has moved it there
-        own.to(device)
+    to_accelerator(own)  # nothing has moved that of a run that was read back
     device = own.device
     inputs = {key: value.to(device) for key, value in job.sets["dev"].__getitems__(places).items() if key != "entering"}
     bare = open_model(job.recipe.model)

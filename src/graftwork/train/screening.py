@@ -21,12 +21,12 @@ from torch import nn
 
 from graftwork.build import add_task_head
 from graftwork.compose.tree import leaves
+from graftwork.core.accelerator import to_accelerator
 from graftwork.evaluate import evaluate
 from graftwork.model import AdapterModel
 from graftwork.tasks.bootstrap import difference
 from graftwork.tasks.encoded import IGNORED
 from graftwork.tasks.scorer import Scorer
-from graftwork.train.devices import to_accelerator
 from graftwork.train.job import Job
 from graftwork.train.setup import answers
 

@@ -1,0 +1,67 @@
+"""A whole bottleneck of a bank, f(x·D[slot] + d[slot])·U[slot] + u[slot]: two products, or one kernel on a GPU.
+
+The kernel (`bank_triton.py`) keeps z on the chip and is one launch, which counts where a site has few tokens. With many
+tokens two products may be quicker, so that it is measured, as for one product. Compiled graphs always take the kernel.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from graftwork.compose.bank_kernels import has_kernel, slot_bottleneck
+from graftwork.compose.bank_measure import quickest
+from graftwork.compose.bank_product import learns, product
+from graftwork.compose.bank_slots import Routing, Traced
+from graftwork.core.activations import operator_of
+
+_WIDEST = 256  # columns of z that the chip has room for
+_IN_KERNEL: dict[object, str] = {
+    torch.relu: "relu",
+    torch.tanh: "tanh",
+    torch.sigmoid: "sigmoid",
+    torch._C._nn.silu: "silu",
+    functional.gelu: "gelu",
+}
+_CHOSEN: dict[tuple[object, ...], str] = {}  # kind of call -> the quickest, in this process
+
+
+def bottleneck(
+    x: Tensor,
+    inner: tuple[Tensor, Tensor],
+    activation: Callable[[Tensor], Tensor],
+    outer: tuple[Tensor, Tensor],
+    routing: Routing | Traced,
+    fused: str | None,
+) -> Tensor:
+    """f(x·D[slot] + d[slot])·U[slot] + u[slot], (N, O): two products, or one kernel.
+
+    fused: what `kernel_of` says of f.
+    """
+
+    def parts() -> Tensor:
+        return product(activation(product(x, *inner, None, routing)), *outer, None, routing)
+
+    if fused is None or not has_kernel(x, outer[0]) or inner[0].shape[2] > _WIDEST or learns(x):
+        return parts()
+    slots = routing.slots if isinstance(routing, Traced) else routing.on(x.device)
+
+    def kernel() -> Tensor:
+        return cast(Tensor, slot_bottleneck(x, *inner, *outer, fused, slots))
+
+    if isinstance(routing, Traced) or torch.are_deterministic_algorithms_enabled():
+        return kernel()
+    kind = ("bottleneck", fused, x.device, x.dtype, *inner[0].shape[1:], outer[0].shape[2], x.shape[0], len(slots))
+    way = routing.ways.get(kind)
+    if way is None:
+        if kind not in _CHOSEN:
+            _CHOSEN[kind] = quickest({"kernel": kernel, "parts": parts}, x.device)
+        way = routing.ways[kind] = _CHOSEN[kind]
+    return kernel() if way == "kernel" else parts()
+
+
+def kernel_of(activation: Callable[[Tensor], Tensor]) -> str | None:
+    """The name by which a bottleneck's kernel knows a non-linearity; None for one that it does not know."""
+    return _IN_KERNEL.get(operator_of(activation))

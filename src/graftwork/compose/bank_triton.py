@@ -1,0 +1,151 @@
+"""The products of a bank as Triton kernels: on a GPU the weights of each slot are read where they lie.
+
+    slot_product      y = x·W[slot] + (b[slot], or what it is added to)
+    slot_bottleneck   y = f(x·D[slot] + d[slot])·U[slot] + u[slot] in one launch; z (M columns) never leaves the chip
+
+x (N, I), W (S, I, O), b (S, O), slots (n,) on the device; an *item* is N/n rows. Slots are data, so one launch serves
+every routing and a CUDA graph replays it. Where items are single rows, as in decoding, no matrix unit is used: each
+weight is read once, and that is the time it takes. Sums are float32 in an order that other items do not change.
+
+TRITON_INTERPRET=1 runs the kernels on a CPU, for tests.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+NONE, BIAS, ONTO = 0, 1, 2  # what is added to a product
+ACTIVATIONS = {"relu": 1, "gelu": 2, "silu": 3, "tanh": 4, "sigmoid": 5}
+
+
+@triton.jit
+def _rows_of_item(per, block_m: tl.constexpr):
+    """The rows of x that this program makes, and which of them there are."""
+    item = tl.program_id(0).to(tl.int64)
+    local = tl.program_id(1) * block_m + tl.arange(0, block_m)
+    return item * per + local, local < per
+
+
+@triton.jit
+def _times(x, weight, rows, there, columns, x_stride, deep: tl.constexpr, wide: tl.constexpr,
+           block_k: tl.constexpr):  # fmt: skip
+    """Some rows of x times some columns of a matrix (deep, wide), in float32."""
+    block_m: tl.constexpr = rows.shape[0]
+    total = tl.zeros((block_m, columns.shape[0]), dtype=tl.float32)
+    for first in range(0, deep, block_k):
+        inner = first + tl.arange(0, block_k)
+        left = tl.load(x + rows[:, None] * x_stride + inner[None, :],
+                       mask=there[:, None] & (inner < deep)[None, :], other=0.0)  # fmt: skip
+        right = tl.load(weight + inner[:, None] * wide + columns[None, :],
+                        mask=(inner < deep)[:, None] & (columns < wide)[None, :], other=0.0)  # fmt: skip
+        total = _add_product(total, left, right)
+    return total
+
+
+@triton.jit
+def _add_product(total, left, right):
+    """total + left·right; a single row is multiplied and summed without matrix units."""
+    if left.shape[0] == 1:
+        return total + tl.sum(tl.trans(left).to(tl.float32) * right.to(tl.float32), axis=0)[None, :]
+    return tl.dot(left, right, total, input_precision="ieee")
+
+
+@triton.jit
+def _activated(z, activation: tl.constexpr):
+    """f(z), by its number in ACTIVATIONS."""
+    if activation == 1:
+        return tl.maximum(z, 0.0)
+    if activation == 2:
+        return 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+    if activation == 3:
+        return z * tl.sigmoid(z)
+    if activation == 4:
+        return 2.0 * tl.sigmoid(2.0 * z) - 1.0
+    tl.static_assert(activation == 5)
+    return tl.sigmoid(z)
+
+
+@triton.jit
+def _product_kernel(x, weight, added, slots, out, per, x_stride, added_stride, deep: tl.constexpr, wide: tl.constexpr,
+                    kind: tl.constexpr, block_m: tl.constexpr, block_k: tl.constexpr,
+                    block_n: tl.constexpr):  # fmt: skip
+    slot = tl.load(slots + tl.program_id(0)).to(tl.int64)
+    rows, there = _rows_of_item(per, block_m)
+    columns = tl.program_id(2) * block_n + tl.arange(0, block_n)
+    total = _times(x, weight + slot * deep * wide, rows, there, columns, x_stride, deep, wide, block_k)
+    inside = there[:, None] & (columns < wide)[None, :]
+    if kind == 1:
+        total += tl.load(added + slot * wide + columns, mask=columns < wide, other=0.0)[None, :].to(tl.float32)
+    if kind == 2:
+        total += tl.load(added + rows[:, None] * added_stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + rows[:, None] * wide + columns[None, :], total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _bottleneck_kernel(x, down, start, up, constant, slots, out, per, x_stride, deep: tl.constexpr,
+                       width: tl.constexpr, wide: tl.constexpr, activation: tl.constexpr, block_m: tl.constexpr,
+                       block_k: tl.constexpr, block_z: tl.constexpr, block_n: tl.constexpr):  # fmt: skip
+    slot = tl.load(slots + tl.program_id(0)).to(tl.int64)
+    rows, there = _rows_of_item(per, block_m)
+    inner = tl.arange(0, block_z)
+    z = _times(x, down + slot * deep * width, rows, there, inner, x_stride, deep, width, block_k)
+    z += tl.load(start + slot * width + inner, mask=inner < width, other=0.0)[None, :].to(tl.float32)
+    z = _activated(z, activation).to(up.dtype.element_ty)
+    for first in range(0, wide, block_n):
+        columns = first + tl.arange(0, block_n)
+        right = tl.load(up + slot * width * wide + inner[:, None] * wide + columns[None, :],
+                        mask=(inner < width)[:, None] & (columns < wide)[None, :], other=0.0)  # fmt: skip
+        y = _add_product(tl.zeros((block_m, block_n), dtype=tl.float32), z, right)
+        y += tl.load(constant + slot * wide + columns, mask=columns < wide, other=0.0)[None, :].to(tl.float32)
+        tl.store(out + rows[:, None] * wide + columns[None, :], y.to(out.dtype.element_ty),
+                 mask=there[:, None] & (columns < wide)[None, :])  # fmt: skip
+
+
+def slot_product(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, slots: Tensor) -> Tensor:
+    """x·W[slot] + b[slot], or added to `onto` (N, O), or neither: (N, O)."""
+    x, (deep, wide), per = _rows(x), weight.shape[1:], _per(x, slots)
+    added, kind = (onto, ONTO) if onto is not None else (bias, BIAS) if bias is not None else (x, NONE)
+    added = _rows(added) if kind == ONTO else added
+    out = x.new_empty(x.shape[0], wide)
+    block_m, block_k, block_n = _block_m(per), _block_k(deep, per), min(_power(wide), 16 if wide <= 64 else 64)
+    grid = len(slots), triton.cdiv(per, block_m), triton.cdiv(wide, block_n)
+    _product_kernel[grid](
+        x, weight, added, slots, out, per, x.stride(0), added.stride(0), deep, wide, kind, block_m, block_k, block_n,
+    )  # fmt: skip
+    return out
+
+
+def slot_bottleneck(
+    x: Tensor, down: Tensor, start: Tensor, up: Tensor, constant: Tensor, activation: str, slots: Tensor
+) -> Tensor:
+    """f(x·D[slot] + d[slot])·U[slot] + u[slot], (N, O); `activation` is one of ACTIVATIONS."""
+    x, (deep, width), wide, per = _rows(x), down.shape[1:], up.shape[2], _per(x, slots)
+    out = x.new_empty(x.shape[0], wide)
+    block_m = _block_m(per)
+    _bottleneck_kernel[len(slots), triton.cdiv(per, block_m)](
+        x, down, start, up, constant, slots, out, per, x.stride(0), deep, width, wide, ACTIVATIONS[activation],
+        block_m, _block_k(deep, per), _power(width), 64,
+    )  # fmt: skip
+    return out
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """A tensor (N, D) whose rows lie in one piece each."""
+    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
+
+
+def _per(x: Tensor, slots: Tensor) -> int:
+    return x.shape[0] // len(slots)
+
+
+def _power(size: int) -> int:
+    """The least power of two that holds a size, for matrix units 16."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _block_m(per: int) -> int:
+    return 1 if per == 1 else 16 if per <= 16 else 32
+
+
+def _block_k(deep: int, per: int) -> int:
+    return min(_power(deep), 128 if per == 1 else 32)

@@ -1,0 +1,11 @@
+"""Where work runs: on the first accelerator that the process sees, if there is one. $CUDA_VISIBLE_DEVICES picks it."""
+
+import torch
+from torch import nn
+
+
+def to_accelerator(module: nn.Module) -> None:
+    """Move a module to the accelerator of this process; nothing where the machine has none."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
+        module.to(device)
