@@ -11,16 +11,17 @@ from torch.nn import functional
 
 pytest.importorskip("triton", reason="Triton is not installed: the kernels of banks did not run")
 
-from graftwork.compose import bank_triton  # noqa: E402
-from graftwork.compose.bank_bottleneck import kernel_of  # noqa: E402
-from graftwork.core.activations import activation  # noqa: E402
+from graftwork.compose import bank_triton
+from graftwork.compose.bank_bottleneck import kernel_of
+from graftwork.core.activations import activation
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 SLOTS = 6
 # the interpreter knows no bfloat16 in matrix products
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3} | ({torch.bfloat16: 2e-2} if ON_GPU else {})
-SIZES = st.sampled_from([8, 33, 48, 130])
+EXAMPLES = settings(max_examples=30 if ON_GPU else 15)  # each size is compiled anew
+SIZES = st.sampled_from([33, 130])
 NAMES = {"relu": torch.relu, "gelu": functional.gelu, "silu": functional.silu, "tanh": torch.tanh}
 NAMES |= {"sigmoid": torch.sigmoid}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE)
@@ -42,7 +43,7 @@ def off(found: Tensor, expected: Tensor) -> float:
 
 
 @DTYPES
-@settings(max_examples=100 if ON_GPU else 15)
+@EXAMPLES
 @given(
     slots=st.lists(st.integers(0, SLOTS - 1), min_size=1, max_size=6), per=st.sampled_from([1, 2, 16, 33]),
     deep=SIZES, wide=SIZES, added=st.sampled_from(["bias", "onto", "neither"]),
@@ -61,10 +62,10 @@ def test_product(dtype: torch.dtype, slots: list[int], per: int, deep: int, wide
 
 
 @DTYPES
-@settings(max_examples=100 if ON_GPU else 15)
+@EXAMPLES
 @given(
     slots=st.lists(st.integers(0, SLOTS - 1), min_size=1, max_size=6), per=st.sampled_from([1, 2, 16, 33]),
-    width=st.sampled_from([1, 8, 48]), deep=SIZES, name=st.sampled_from(list(NAMES)),
+    width=st.sampled_from([1, 48]), deep=SIZES, name=st.sampled_from(list(NAMES)),
 )  # fmt: skip
 def test_bottleneck(dtype: torch.dtype, slots: list[int], per: int, width: int, deep: int, name: str) -> None:
     shapes = ((len(slots) * per, deep), (SLOTS, deep, width), (SLOTS, width), (SLOTS, width, deep), (SLOTS, deep))

@@ -17,7 +17,7 @@ from graftwork.compose.bank_product import learns, product
 from graftwork.compose.bank_slots import Routing, Traced
 from graftwork.core.activations import operator_of
 
-_WIDEST = 256  # columns of z that the chip has room for
+_WIDEST = 512  # bytes of a row of z: the kernel keeps blocks of them on the chip
 _IN_KERNEL: dict[object, str] = {
     torch.relu: "relu",
     torch.tanh: "tanh",
@@ -44,7 +44,7 @@ def bottleneck(
     def parts() -> Tensor:
         return product(activation(product(x, *inner, None, routing)), *outer, None, routing)
 
-    if fused is None or not has_kernel(x, outer[0]) or inner[0].shape[2] > _WIDEST or learns(x):
+    if fused is None or not has_kernel(x, outer[0]) or inner[0][0, 0].nbytes > _WIDEST or learns(x):
         return parts()
     slots = routing.slots if isinstance(routing, Traced) else routing.on(x.device)
 

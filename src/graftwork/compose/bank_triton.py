@@ -55,14 +55,14 @@ def _activated(z, activation: tl.constexpr):
     """f(z), by its number in ACTIVATIONS."""
     if activation == 1:
         return tl.maximum(z, 0.0)
-    if activation == 2:
+    elif activation == 2:
         return 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
-    if activation == 3:
+    elif activation == 3:
         return z * tl.sigmoid(z)
-    if activation == 4:
+    elif activation == 4:
         return 2.0 * tl.sigmoid(2.0 * z) - 1.0
-    tl.static_assert(activation == 5)
-    return tl.sigmoid(z)
+    else:
+        return tl.sigmoid(z)
 
 
 @triton.jit
@@ -124,7 +124,7 @@ def slot_bottleneck(
     block_m = _block_m(per)
     _bottleneck_kernel[len(slots), triton.cdiv(per, block_m)](
         x, down, start, up, constant, slots, out, per, x.stride(0), deep, width, wide, ACTIVATIONS[activation],
-        block_m, _block_k(deep, per), _power(width), 64,
+        block_m, _block_k(deep, per), _power(width), 128 // x.element_size(), num_stages=2,
     )  # fmt: skip
     return out
 
