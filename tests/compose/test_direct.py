@@ -157,7 +157,7 @@ def answers(model: AdapterModel, setup: Any, execution: str, given: dict[str, Te
 def views(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is quickest for a bank is measured, and a busy machine may find anything; here it is a view."""
     monkeypatch.setattr(bank_product, "_CHOSEN", {})
-    monkeypatch.setattr(bank_product, "_quickest", lambda ways, call: ways[0])
+    monkeypatch.setattr(bank_product, "quickest", lambda ways, device: next(iter(ways)))
 
 
 @pytest.mark.usefixtures("views")

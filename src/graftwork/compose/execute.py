@@ -51,12 +51,13 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """What one composition runs: its program, and the folds that are in it. bytes: of memory, about."""
+    """What one composition runs: its program, the folds that are in it, and the weights that those were made of."""
 
     tree: Composition
     manner: Manner
     program: Program
     folds: tuple[Folded, ...] = ()
+    watch: Watch = field(default_factory=Watch, repr=False)
 
     @property
     def bytes(self) -> int:
@@ -70,12 +71,12 @@ class Routed:
 
     route: BatchRoute
     made: tuple[Made, ...] = ()
-    watch: Watch = field(default_factory=Watch, repr=False)
+    watches: tuple[Watch, ...] = field(default=(), repr=False)
 
     @property
     def stale(self) -> bool:
         """Whether a weight has changed since it was folded: the route is to be made again."""
-        return self.watch.stale
+        return any(watch.stale for watch in self.watches)
 
 
 class Executors:
@@ -158,9 +159,9 @@ class Executors:
             return self._without(batch.skip, made.program)
 
         made = route(lanes, batch.whole, batch.rows, run, seating)
-        watches = [fold.watch for one in used for fold in one.folds]
+        watches = [one.watch for one in used]
         watches += [] if seating is None else [one.watch for one in seating.seats]
-        return Routed(made, tuple(used), Watch.joined(watches))
+        return Routed(made, tuple(used), tuple(watches))
 
     def forked(self, batch: Batch, made: Routed) -> Fork | None:
         """Where rows become lanes inside the model, or None for at its entry; made: the route of the lanes."""
@@ -182,7 +183,7 @@ class Executors:
         """The program of a tree, made again where a weight that was folded into it has changed."""
         manner = "reference" if manner == "reference" else "folded"
         old = self._made.get((tree, manner))
-        if old is not None and not any(one.stale for one in old.folds):
+        if old is not None and not old.watch.stale:
             return old
         if manner == "folded":
             made = self._folded(tree)
@@ -205,7 +206,7 @@ class Executors:
             if one is not None:
                 nodes[site] = one.node
                 folds.append(one)
-        return Made(tree, "folded", tuple(nodes), tuple(folds))
+        return Made(tree, "folded", tuple(nodes), tuple(folds), Watch.joined(one.watch for one in folds))
 
     def _learns(self, name: str) -> bool:
         """Whether a weight of the adapter or fusion of that name may get a gradient."""

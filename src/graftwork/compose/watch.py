@@ -3,8 +3,8 @@
 Three things tell, for each parameter: it is still held where it was, nothing was written to it (torch counts that), and
 its numbers still lie where they lay (`.to` and `.data =` put others into the same parameter and count nothing). Of what
 may be trained a copy tells too: fused optimisers, transformers' default, write without being counted. They are asked
-before every call, so they are asked in flat loops inside the interpreter, and once for each parameter of a call,
-however many sites and compositions share it.
+before every call, so they are asked in flat loops inside the interpreter, and once for each parameter of a composition,
+however many sites share it.
 """
 
 from collections.abc import Iterable, Iterator

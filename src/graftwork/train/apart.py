@@ -4,8 +4,10 @@
         answer = apart.run(recipe, registry, How(resume=True), priced=True)    {"result": …, "price": …}, {"error": …}
 
 `Apart` keeps one process that has read the libraries and nothing else, and forks a child of it for every run: that
-takes no time, and every child begins with the same memory. Jobs and answers are lines of JSON on its standard input
-and output; what a child prints goes to standard error. Runs are those of `run.train`, resumed where they stopped.
+takes no time, and every child begins with the same memory. Where there is an accelerator a child is a program of its
+own, which reads the libraries itself: what opened the device in the parent, a library's import say, a fork cannot use.
+Jobs and answers are lines of JSON on standard input and output; what a child prints goes to standard error. Runs are
+those of `run.train`, resumed where they stopped.
 """
 
 import ctypes
@@ -32,8 +34,8 @@ from graftwork.train.price import price
 from graftwork.train.report import written
 from graftwork.train.run import How, carry_out, ready
 
+ONE = "one"  # of the words that begin this module: answer one job and end
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-NVML = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # looking for a GPU must not open it: children could not use it then
 
 
 class Apart:
@@ -47,7 +49,7 @@ class Apart:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **NVML, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path},
         )
         return self
 
@@ -89,7 +91,9 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is no answer
     for line in sys.stdin:
-        print(json.dumps(_forked(json.loads(line), answers)), file=answers, flush=True)
+        job = json.loads(line)
+        answer = _begun(job) if torch.accelerator.is_available() else _forked(job, answers)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def die_with(parent: int) -> None:
@@ -119,10 +123,30 @@ def _forked(job: Mapping[str, Any], answers: IO[str]) -> dict[str, Any]:
     with os.fdopen(ours) as answer:
         text = answer.read()
     _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return {"error": f"the run was killed by signal {os.WTERMSIG(status)}, as a machine out of memory does"}
-    found: dict[str, Any] = json.loads(text) if text else {"error": f"the run ended with code {status >> 8}"}
+    return _read(text, os.waitstatus_to_exitcode(status))
+
+
+def _begun(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What another program, this module again, makes of a job, or how it died."""
+    words = [sys.executable, "-m", "graftwork.train.apart", str(os.getpid()), ONE]
+    done = subprocess.run(words, input=json.dumps(job), stdout=subprocess.PIPE, text=True)
+    return _read(done.stdout, done.returncode)
+
+
+def _read(text: str, code: int) -> dict[str, Any]:
+    """The answer of a child, or how it died, by its exit code: less than 0 where a signal killed it."""
+    if code < 0:
+        return {"error": f"the run was killed by signal {-code}, as a machine out of memory does"}
+    found: dict[str, Any] = json.loads(text) if text else {"error": f"the run ended with code {code}"}
     return found
+
+
+def one() -> None:
+    """Answer the one job on standard input."""
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    json.dump(_answer(json.load(sys.stdin)), answer)
+    answer.close()
 
 
 def _answer(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,4 +173,4 @@ def _answer(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     die_with(int(sys.argv[1]))
-    serve()
+    one() if sys.argv[2:] == [ONE] else serve()
