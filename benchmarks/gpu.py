@@ -1,20 +1,23 @@
 """What does a composition cost on a GPU: as calls from Python, as a replayed CUDA graph, and by its bytes?
 
     python benchmarks/gpu.py [--dtypes bfloat16,float32] [--shapes 64x1,8x64] [--setups seq_bn,mixed64] [--layers 12]
-                             [--width 768] [--parts kernels,setups,crowd,decode,compile] [--adapters 1000] [--rounds 15]
-                             [--device cpu] [--out FILE]
+                             [--width 768] [--parts kernels,setups,training,crowd,decode,compile,tiles]
+                             [--adapters 1000] [--rounds 15] [--device cpu] [--out FILE]
 
 `setups`: BERT-base by shape with random weights, each setup in turns with the bare base on the same weights: eager, as
 time that passes, and captured as a CUDA graph, as the device's own time. What a setup adds is set against the bytes of
 its adapters' weights at the bandwidth of a large copy, the floor of a decoding step. `kernels`: one site alone, each
-way to do a bank's bottleneck. `crowd`: batches that draw from 1,000 adapters. `decode`: pieces a second of a decoder
-of 1.1 thousand million weights with none, 1, 64 and 1,000 adapters. `compile`: `mode="reduce-overhead"`, where every
-call has another routing. Every answer is compared with the reference. `--out` writes the page, and its rows beside it
-as JSON. `--device cpu` shows that it runs, without graphs.
+way to do a bank's bottleneck. `tiles`: the kernels at other sizes of blocks, of which `compose/bank_triton.py` has the
+quickest. `training`: a step of AdamW under bfloat16 autocast, beside one of full fine-tuning. `crowd`: batches that
+draw from 1,000 adapters. `decode`: pieces a second of a decoder of 1.1 thousand million weights with none, 1, 64 and
+1,000 adapters. `compile`: `mode="reduce-overhead"`, where every call has another routing. Every answer is compared with
+the reference. `--out` writes the page, and its rows beside it as JSON. `--device cpu` shows that it runs, without
+graphs.
 """
 
 import argparse
 import json
+import math
 import random
 import tempfile
 import time
@@ -25,15 +28,17 @@ from typing import Any
 
 import torch
 from page import command, page, table, write
-from setups import METHODS, REDUCTION, Setup, Shape, parse
+from setups import METHODS, REDUCTION, Setup, Shape, parse, shaped
 from side import agreed, inputs_of
 from side_graftwork import Graftwork
 from sides import ROOT, write_base
+from steps import Ours, base_of
 from torch import Tensor
 from transformers import BertModel, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from graftwork.compose.bank_bottleneck import bottleneck
+from graftwork.compose.bank_kernels import bank_triton
 from graftwork.compose.bank_product import BACKENDS, Call, possible
 from graftwork.compose.bank_slots import Routing
 from graftwork.model import AdapterModel
@@ -42,9 +47,10 @@ from graftwork.timing import Spread, alternate, milliseconds, quotients
 Row = dict[str, Any]
 Run = Callable[[], Any]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.md"
-SETUPS = ("seq_bn", "double_seq_bn", "lora", "stack2", "fuse3", "mixed8", "mixed64")
+SETUPS = ("seq_bn", "double_seq_bn", "lora", "stack2", "fuse3", "mixed8", "mixed64", "parallel8", "parallel8_drop5")
 SHAPES = (Shape(8, 1), Shape(64, 1), Shape(8, 64), Shape(64, 64))
-PARTS = ("kernels", "setups", "crowd", "decode", "compile")
+PARTS = ("kernels", "setups", "training", "crowd", "decode", "compile")
+TRAINED = ("full", "seq_bn", "seq_bn_top", "double_seq_bn", "lora", "fuse3")
 REPLAYS = 10  # of a graph between two events
 DRAWN = 20  # routings that a crowd draws
 
@@ -121,8 +127,9 @@ def setups(card: Card, asked: argparse.Namespace) -> list[Row]:
         with tempfile.TemporaryDirectory() as temporary:
             bare, side = opened(card, asked, dtype, Path(temporary))
             for shape in asked.shapes:
-                for name in asked.setups:
-                    setup = parse(name)
+                for setup in map(parse, asked.setups):
+                    if setup.kind == "parallel" and shape.tokens == 1:
+                        continue
                     if setup.kind == "mixed" and setup.members > shape.rows:
                         continue
                     rows.append({"dtype": dtype, **measured(card, bare, side, setup, shape, asked)})
@@ -146,6 +153,7 @@ def measured(
     card: Card, bare: BertModel, side: Graftwork, setup: Setup, shape: Shape, asked: argparse.Namespace
 ) -> Row:
     """One setup at one shape: the row."""
+    shape = shaped(setup, shape)
     ids = inputs_of(shape.rows, shape.tokens)["input_ids"].to(card.device)
     inputs = {"input_ids": ids}  # a mask of ones is looked at, which a capture cannot do
     call, remark = side.prepare(setup, inputs)
@@ -203,7 +211,6 @@ def one_site(
 
     x, inner = random_(items * per, asked.width), (random_(slots + 1, asked.width, width), random_(slots + 1, width))
     outer = random_(slots + 1, width, asked.width), random_(slots + 1, asked.width)
-    middle = random_(items * per, width)
     ways: dict[str, Run] = {}
     for name in possible(Call(x, inner[0], inner[1], None, routing)):
         ways[name] = lambda way=BACKENDS[name]: way(  # type: ignore[misc]
@@ -212,7 +219,6 @@ def one_site(
     if card.real:
         torch.use_deterministic_algorithms(True)  # what is measured is the kernel, whatever would be chosen
         ways["bottleneck"] = lambda: bottleneck(x, inner, torch.relu, outer, routing, "relu")
-    assert middle is not None
     with torch.inference_mode():
         expected = ways["loop"]()
         found = []
@@ -228,6 +234,90 @@ def one_site(
     distinct = len(set(order))
     read = distinct * sum(one[0].nbytes for one in (*inner, *outer)) + 2 * x.nbytes
     return [one | {"floor": 1e6 * read / card.copied} for one in found]
+
+
+# candidates beside those of TILES: (rows, inner, outer columns, warps, stages)
+CANDIDATES = {
+    True: [(1, 64, 64, 4, 2), (1, 128, 64, 4, 3), (1, 128, 128, 8, 3), (1, 256, 128, 8, 1), (1, 256, 256, 8, 3)],
+    False: [(16, 64, 64, 4, 2), (16, 128, 128, 4, 3), (32, 128, 64, 4, 2), (32, 128, 128, 8, 3), (64, 64, 64, 4, 3)],
+}
+NARROW = {
+    True: [(1, 128, 16, 4, 2), (1, 256, 16, 4, 3), (1, 128, 32, 4, 3), (1, 512, 16, 8, 2)],
+    False: [(16, 64, 16, 4, 3), (16, 128, 16, 4, 3), (32, 128, 32, 4, 3), (64, 64, 64, 4, 3)],
+}
+
+
+def tiles(card: Card, asked: argparse.Namespace) -> list[Row]:
+    """The kernels in bfloat16 at every tile: microseconds of the device over some batches, and the quickest."""
+    rows: list[Row] = []
+    for (what, single), own in list(bank_triton.TILES.items()):
+        batches = [(64, 1), (1000, 1)] if single else [(8, 64), (64, 64)]
+        known = NARROW if what == "narrow" else CANDIDATES
+        for tile in dict.fromkeys([own, *map(bank_triton.Tile._make, known[single])]):
+            bank_triton.TILES[what, single] = tile
+            times = {f"{items}x{per}": _kernel_time(card, asked, what, items, per) for items, per in batches}
+            rows.append({"what": what, "single": single, "tile": list(tile), "times": times})
+        best = min((row for row in rows if (row["what"], row["single"]) == (what, single)), key=_geometric)
+        bank_triton.TILES[what, single] = bank_triton.Tile(*best["tile"])
+        best["best"] = True
+        print(best, flush=True)
+    return rows
+
+
+def _geometric(row: Row) -> float:
+    return math.prod(row["times"].values())
+
+
+def _kernel_time(card: Card, asked: argparse.Namespace, what: str, items: int, per: int) -> float:
+    width = asked.width // REDUCTION
+    deep, wide = (width, asked.width) if what == "broad" else (asked.width, width)
+
+    def made(*shape: int) -> Tensor:
+        return (0.05 * torch.randn(shape, device=card.device)).to(torch.bfloat16)
+
+    x, slots = made(items * per, deep), torch.randperm(items, device=card.device)
+    weight, bias = made(items, deep, wide), made(items, wide)
+    up, constant = made(items, wide, deep), made(items, deep)
+    if what == "bottleneck":
+        run: Run = lambda: bank_triton.slot_bottleneck(x, weight, bias, up, constant, "relu", slots)  # noqa: E731
+    else:
+        run = lambda: bank_triton.slot_product(x, weight, bias, None, slots)  # noqa: E731
+    run()
+    graph = card.captured(run)
+    assert graph is not None
+    return 1e3 * median(card.replayed({"one": graph}, 9)["one"])
+
+
+def training(card: Card, asked: argparse.Namespace) -> list[Row]:
+    """Milliseconds of a step of each method, in turns with one of full fine-tuning."""
+    rows = []
+    for shape in (Shape(32, 128), Shape(32, 32)):
+        steps = {setup: _step(card, asked, setup, shape) for setup in TRAINED}
+        times = alternate(steps, asked.rounds, warm=3)
+        for setup, own in times.items():
+            found = quotients(times["full"], own)
+            rows.append({"setup": setup, "shape": str(shape), "step": milliseconds(own), "times as fast": found.middle,
+                         "low": found.low, "high": found.high})  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _step(card: Card, asked: argparse.Namespace, setup: str, shape: Shape) -> Run:
+    side = Ours(base_of(asked.layers, asked.width).to(card.device))
+    side.model.requires_grad_(False)
+    inputs = {key: value.to(card.device) for key, value in inputs_of(shape.rows, shape.tokens).items()}
+    run = side.run(setup, inputs)
+    optimizer = torch.optim.AdamW([one for one in side.model.parameters() if one.requires_grad], lr=1e-6, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(card.device.type, torch.bfloat16):
+            loss = run()
+        loss.backward()
+        optimizer.step()
+        card.wait()
+
+    return step
 
 
 def crowd(card: Card, asked: argparse.Namespace) -> list[Row]:
@@ -379,6 +469,25 @@ def page_of(found: Mapping[str, Any], ran: str) -> str:
                  f"{row['device']:.1f}", f"{row['floor']:.1f}"] for row in rows
             ]),
         ]  # fmt: skip
+    if rows := found.get("tiles"):
+        head = ["kernel", "items", "rows, inner, outer columns, warps, stages", "µs"]
+        parts += [
+            "## Sizes of blocks\n\nbfloat16, device time; the quickest by the product of its times is bold.",
+            table(head, [
+                [row["what"], "single rows" if row["single"] else "several rows",
+                 f"**{row['tile']}**" if row.get("best") else str(row["tile"]),
+                 ", ".join(f"{name} {time:.1f}" for name, time in row["times"].items())] for row in rows
+            ]),
+        ]  # fmt: skip
+    if rows := found.get("training"):
+        head = ["method", "rows x tokens", "a step, ms", "times as fast as full"]
+        parts += [
+            "## Training\n\nForward, backward and AdamW under bfloat16 autocast, dropout on; `seq_bn_top`: adapters in "
+            "the upper half of the layers.",
+            table(head, [[row["setup"], row["shape"], f"{row['step']:.2f}",
+                          str(Spread(row["low"], row["times as fast"], row["high"])).replace("-", "–")]
+                         for row in rows]),
+        ]  # fmt: skip
     if rows := found.get("crowd"):
         head = ["adapters drawn from", "rows x tokens", "ms", "of the base", "ratio"]
         parts += [
@@ -448,7 +557,10 @@ def main() -> None:
     card = Card(asked.device)
     found: dict[str, Any] = {"layers": asked.layers, "width": asked.width, "adapters": asked.adapters}
     found["copied"] = card.copied
-    measures = {"kernels": kernels, "setups": setups, "crowd": crowd, "decode": decode, "compile": compiled}
+    measures = {
+        "kernels": kernels, "setups": setups, "training": training, "tiles": tiles, "crowd": crowd, "decode": decode,
+        "compile": compiled,
+    }  # fmt: skip
     for part in asked.parts.split(","):
         started = time.perf_counter()
         try:

@@ -363,8 +363,8 @@ STUDY = Study(
     "e4_fusion", plan, work, told,
     claim="A fusion carries what its members know to a small target (Pfeiffer et al. 2021: +1.3 points over 16 tasks, "
     "83 % of it on three small ones).",
-    design="Sources trained on all rows of SST-2, TREC, tweet emotion and SICK (`seq_bn`, m = 48), by one recipe and seed, "
-    "anew on each machine that ran cells. Targets: tweet "
+    design="Sources trained on all rows of SST-2, TREC, tweet emotion and SICK (`seq_bn`, m = 48), by one recipe and "
+    "seed, anew on each machine that ran cells. Targets: tweet "
     "irony, tweet stance (five topics together, the topic as second text), MRPC, NusaX English sentiment, with 200 and "
     "500 labels, 200 dev rows, three seeds. Head only, own adapter, each source with a new head, weight and output "
     "average with a new head, Fuse(own), Fuse(sources), Fuse(own + sources); 15 epochs with 200 labels and 6 with 500, "

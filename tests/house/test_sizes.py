@@ -22,9 +22,9 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "graftwork.evaluate:answer()": (9, "as evaluate()"),
     "graftwork.compose.blend:average_adapter()": (12, "AdapterHub's arguments of average_adapter, and ours"),
     "graftwork.cli.evaluate:command()": (11, "typer reads the options of a command from its parameters"),
-    "graftwork.compose.bank_triton:_times()": (9, "a kernel takes pointers, strides and sizes of blocks one by one"),
-    "graftwork.compose.bank_triton:_product_kernel()": (14, "as _times()"),
-    "graftwork.compose.bank_triton:_bottleneck_kernel()": (17, "as _times()"),
+    "graftwork.compose.bank_triton:_times()": (10, "a kernel takes pointers, strides and sizes of blocks one by one"),
+    "graftwork.compose.bank_triton:_product_kernel()": (15, "as _times()"),
+    "graftwork.compose.bank_triton:_bottleneck_kernel()": (18, "as _times()"),
     "graftwork.core.heads_hub:multiple_choice()": (9, "AdapterHub's arguments of add_multiple_choice_head"),
 }
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from graftwork.compose.bank_kernels import has_kernel, slot_bottleneck
+from graftwork.compose.bank_kernels import bottleneck_on_gpu, has_kernel, slot_bottleneck
 from graftwork.compose.bank_measure import quickest
 from graftwork.compose.bank_product import learns, product
 from graftwork.compose.bank_slots import Routing, Traced
@@ -48,10 +48,13 @@ def bottleneck(
         return parts()
     slots = routing.slots if isinstance(routing, Traced) else routing.on(x.device)
 
-    def kernel() -> Tensor:
+    if isinstance(routing, Traced):
         return cast(Tensor, slot_bottleneck(x, *inner, *outer, fused, slots))
 
-    if isinstance(routing, Traced) or torch.are_deterministic_algorithms_enabled():
+    def kernel() -> Tensor:
+        return bottleneck_on_gpu(x, *inner, *outer, fused, slots)  # past torch's dispatcher
+
+    if torch.are_deterministic_algorithms_enabled():
         return kernel()
     kind = ("bottleneck", fused, x.device, x.dtype, *inner[0].shape[1:], outer[0].shape[2], x.shape[0], len(slots))
     way = routing.ways.get(kind)

@@ -21,12 +21,19 @@ def product_on_gpu(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor 
     return bank_triton.slot_product(x, weight, bias, onto, slots)
 
 
+def bottleneck_on_gpu(
+    x: Tensor, down: Tensor, start: Tensor, up: Tensor, constant: Tensor, activation: str, slots: Tensor
+) -> Tensor:
+    """f(x·D[slot] + d[slot])·U[slot] + u[slot], (N, O)."""
+    return bank_triton.slot_bottleneck(x, down, start, up, constant, activation, slots)
+
+
 @torch.library.custom_op("graftwork::slot_bottleneck", mutates_args=())
 def slot_bottleneck(
     x: Tensor, down: Tensor, start: Tensor, up: Tensor, constant: Tensor, activation: str, slots: Tensor
 ) -> Tensor:
-    """f(x·D[slot] + d[slot])·U[slot] + u[slot], (N, O), as one operation of a compiled graph."""
-    return bank_triton.slot_bottleneck(x, down, start, up, constant, activation, slots)
+    """The same as one operation of a compiled graph."""
+    return bottleneck_on_gpu(x, down, start, up, constant, activation, slots)
 
 
 @slot_bottleneck.register_fake

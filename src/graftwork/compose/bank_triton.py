@@ -7,13 +7,38 @@ x (N, I), W (S, I, O), b (S, O), slots (n,) on the device; an *item* is N/n rows
 every routing and a CUDA graph replays it. Where items are single rows, as in decoding, no matrix unit is used: each
 weight is read once, and that is the time it takes. Sums are float32 in an order that other items do not change.
 
+Sizes of blocks are those that were quickest on an H200 (`benchmarks/gpu.py --parts tiles`).
+
 TRITON_INTERPRET=1 runs the kernels on a CPU, for tests.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+
+class Tile(NamedTuple):
+    """How a kernel cuts its work: rows, inner and outer columns of a block (of two-byte numbers), warps, stages."""
+
+    m: int
+    k: int
+    n: int
+    warps: int
+    stages: int
+
+
+# (what, whether an item is a single row) -> its tile; a narrow product has at most 128 columns
+TILES = {
+    ("narrow", True): Tile(1, 256, 16, 4, 2),
+    ("narrow", False): Tile(32, 64, 16, 4, 3),
+    ("broad", True): Tile(1, 64, 128, 4, 2),
+    ("broad", False): Tile(32, 64, 64, 4, 3),
+    ("bottleneck", True): Tile(1, 256, 256, 8, 2),
+    ("bottleneck", False): Tile(32, 64, 128, 4, 2),
+}
+_NUMBERS = 2**14  # of a matrix that a bottleneck holds at a time, in registers
 NONE, BIAS, ONTO = 0, 1, 2  # what is added to a product
 ACTIVATIONS = {"relu": 1, "gelu": 2, "silu": 3, "tanh": 4, "sigmoid": 5}
 
@@ -28,11 +53,11 @@ def _rows_of_item(per, block_m: tl.constexpr):
 
 @triton.jit
 def _times(x, weight, rows, there, columns, x_stride, deep: tl.constexpr, wide: tl.constexpr,
-           block_k: tl.constexpr):  # fmt: skip
+           block_k: tl.constexpr, stages: tl.constexpr):  # fmt: skip
     """Some rows of x times some columns of a matrix (deep, wide), in float32."""
     block_m: tl.constexpr = rows.shape[0]
     total = tl.zeros((block_m, columns.shape[0]), dtype=tl.float32)
-    for first in range(0, deep, block_k):
+    for first in tl.range(0, deep, block_k, num_stages=stages):
         inner = first + tl.arange(0, block_k)
         left = tl.load(x + rows[:, None] * x_stride + inner[None, :],
                        mask=there[:, None] & (inner < deep)[None, :], other=0.0)  # fmt: skip
@@ -67,12 +92,12 @@ def _activated(z, activation: tl.constexpr):
 
 @triton.jit
 def _product_kernel(x, weight, added, slots, out, per, x_stride, added_stride, deep: tl.constexpr, wide: tl.constexpr,
-                    kind: tl.constexpr, block_m: tl.constexpr, block_k: tl.constexpr,
-                    block_n: tl.constexpr):  # fmt: skip
+                    kind: tl.constexpr, block_m: tl.constexpr, block_k: tl.constexpr, block_n: tl.constexpr,
+                    stages: tl.constexpr):  # fmt: skip
     slot = tl.load(slots + tl.program_id(0)).to(tl.int64)
     rows, there = _rows_of_item(per, block_m)
     columns = tl.program_id(2) * block_n + tl.arange(0, block_n)
-    total = _times(x, weight + slot * deep * wide, rows, there, columns, x_stride, deep, wide, block_k)
+    total = _times(x, weight + slot * deep * wide, rows, there, columns, x_stride, deep, wide, block_k, stages)
     inside = there[:, None] & (columns < wide)[None, :]
     if kind == 1:
         total += tl.load(added + slot * wide + columns, mask=columns < wide, other=0.0)[None, :].to(tl.float32)
@@ -84,14 +109,15 @@ def _product_kernel(x, weight, added, slots, out, per, x_stride, added_stride, d
 @triton.jit
 def _bottleneck_kernel(x, down, start, up, constant, slots, out, per, x_stride, deep: tl.constexpr,
                        width: tl.constexpr, wide: tl.constexpr, activation: tl.constexpr, block_m: tl.constexpr,
-                       block_k: tl.constexpr, block_z: tl.constexpr, block_n: tl.constexpr):  # fmt: skip
+                       block_k: tl.constexpr, block_z: tl.constexpr, block_n: tl.constexpr,
+                       stages: tl.constexpr):  # fmt: skip
     slot = tl.load(slots + tl.program_id(0)).to(tl.int64)
     rows, there = _rows_of_item(per, block_m)
     inner = tl.arange(0, block_z)
-    z = _times(x, down + slot * deep * width, rows, there, inner, x_stride, deep, width, block_k)
+    z = _times(x, down + slot * deep * width, rows, there, inner, x_stride, deep, width, block_k, stages)
     z += tl.load(start + slot * width + inner, mask=inner < width, other=0.0)[None, :].to(tl.float32)
     z = _activated(z, activation).to(up.dtype.element_ty)
-    for first in range(0, wide, block_n):
+    for first in tl.range(0, wide, block_n, num_stages=stages):
         columns = first + tl.arange(0, block_n)
         right = tl.load(up + slot * width * wide + inner[:, None] * wide + columns[None, :],
                         mask=(inner < width)[:, None] & (columns < wide)[None, :], other=0.0)  # fmt: skip
@@ -107,10 +133,12 @@ def slot_product(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | 
     added, kind = (onto, ONTO) if onto is not None else (bias, BIAS) if bias is not None else (x, NONE)
     added = _rows(added) if kind == ONTO else added
     out = x.new_empty(x.shape[0], wide)
-    block_m, block_k, block_n = _block_m(per), _block_k(deep, per), min(_power(wide), 16 if wide <= 64 else 64)
-    grid = len(slots), triton.cdiv(per, block_m), triton.cdiv(wide, block_n)
+    tile = _tile("narrow" if wide <= 128 else "broad", per, x)
+    block_k, block_n = min(_power(deep), tile.k), min(_power(wide), tile.n)
+    grid = len(slots), triton.cdiv(per, tile.m), triton.cdiv(wide, block_n)
     _product_kernel[grid](
-        x, weight, added, slots, out, per, x.stride(0), added.stride(0), deep, wide, kind, block_m, block_k, block_n,
+        x, weight, added, slots, out, per, x.stride(0), added.stride(0), deep, wide, kind, tile.m, block_k, block_n,
+        tile.stages, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out
 
@@ -121,10 +149,12 @@ def slot_bottleneck(
     """f(x·D[slot] + d[slot])·U[slot] + u[slot], (N, O); `activation` is one of ACTIVATIONS."""
     x, (deep, width), wide, per = _rows(x), down.shape[1:], up.shape[2], _per(x, slots)
     out = x.new_empty(x.shape[0], wide)
-    block_m = _block_m(per)
-    _bottleneck_kernel[len(slots), triton.cdiv(per, block_m)](
-        x, down, start, up, constant, slots, out, per, x.stride(0), deep, width, wide, ACTIVATIONS[activation],
-        block_m, _block_k(deep, per), _power(width), 128 // x.element_size(), num_stages=2,
+    tile, block_z = _tile("bottleneck", per, x), _power(width)
+    room = _NUMBERS // block_z
+    block_k, block_n = min(_power(deep), tile.k, room), min(_power(wide), tile.n, room)
+    _bottleneck_kernel[len(slots), triton.cdiv(per, tile.m)](
+        x, down, start, up, constant, slots, out, per, x.stride(0), deep, width, wide, ACTIVATIONS[activation], tile.m,
+        block_k, block_z, block_n, tile.stages, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out
 
@@ -143,9 +173,8 @@ def _power(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def _block_m(per: int) -> int:
-    return 1 if per == 1 else 16 if per <= 16 else 32
-
-
-def _block_k(deep: int, per: int) -> int:
-    return min(_power(deep), 128 if per == 1 else 32)
+def _tile(what: str, per: int, x: Tensor) -> Tile:
+    """The tile of a kernel, its blocks half as large where numbers have four bytes."""
+    tile = TILES[what, per == 1]
+    smaller = 2 if x.element_size() == 4 else 1
+    return tile._replace(m=16 if 1 < per <= 16 else tile.m, k=tile.k // smaller, n=max(16, tile.n // smaller))
