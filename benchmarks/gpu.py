@@ -385,7 +385,7 @@ def decode(card: Card, asked: argparse.Namespace) -> list[Row]:
         model.eval().requires_grad_(False)
         times = []
         with torch.inference_mode():
-            for number in range(4):
+            for number in range(3):
                 setup = (
                     None if not distinct else draw.sample(names[:distinct], count) if distinct >= count else names[0]
                 )

