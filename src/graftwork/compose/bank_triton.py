@@ -32,11 +32,11 @@ class Tile(NamedTuple):
 # (what, whether an item is a single row) -> its tile; a narrow product has at most 128 columns
 TILES = {
     ("narrow", True): Tile(1, 256, 16, 4, 2),
-    ("narrow", False): Tile(32, 64, 16, 4, 3),
-    ("broad", True): Tile(1, 64, 128, 4, 2),
+    ("narrow", False): Tile(64, 64, 64, 4, 3),
+    ("broad", True): Tile(1, 128, 64, 4, 3),
     ("broad", False): Tile(32, 64, 64, 4, 3),
-    ("bottleneck", True): Tile(1, 256, 256, 8, 2),
-    ("bottleneck", False): Tile(32, 64, 128, 4, 2),
+    ("bottleneck", True): Tile(1, 128, 128, 8, 3),
+    ("bottleneck", False): Tile(32, 128, 128, 8, 3),
 }
 _NUMBERS = 2**14  # of a matrix that a bottleneck holds at a time, in registers
 NONE, BIAS, ONTO = 0, 1, 2  # what is added to a product
