@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check docs peers bench bench-full bench-peers clean
+.PHONY: help setup demo test test-full test-gpu check docs peers bench bench-full bench-peers clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -42,6 +42,9 @@ test: setup     ## the tests, with about 100 examples a property
 
 test-full: setup  ## the same with 1000 examples a property, and the long runs
 	$(OFFLINE) $(PATIENT) OMP_NUM_THREADS=1 GRAFTWORK_PROFILE=full $(PY) -m pytest $(SPREAD)
+
+test-gpu: setup  ## what needs a GPU; the other tests see none
+	$(OFFLINE) GRAFTWORK_GPU=1 $(PY) -m pytest tests/test_gpu.py tests/compose/test_bank_triton.py
 
 check: setup    ## lint, format and types; changes nothing
 	$(PY) -m ruff check .
