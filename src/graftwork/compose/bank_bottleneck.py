@@ -44,7 +44,7 @@ def bottleneck(
     def parts() -> Tensor:
         return product(activation(product(x, *inner, None, routing)), *outer, None, routing)
 
-    if fused is None or not has_kernel(x, outer[0]) or inner[0][0, 0].nbytes > _WIDEST or learns(x):
+    if fused is None or not has_kernel(x, outer[0]) or inner[0].shape[2] * x.element_size() > _WIDEST or learns(x):
         return parts()
     slots = routing.slots if isinstance(routing, Traced) else routing.on(x.device)
 
@@ -56,7 +56,8 @@ def bottleneck(
 
     if torch.are_deterministic_algorithms_enabled():
         return kernel()
-    kind = ("bottleneck", fused, x.device, x.dtype, *inner[0].shape[1:], outer[0].shape[2], x.shape[0], len(slots))
+    sizes = len(slots), x.shape[0] // len(slots)  # alike is what has as many bits: not every length is measured
+    kind = (fused, x.device, x.dtype, *inner[0].shape[1:], outer[0].shape[2], *map(int.bit_length, sizes))
     way = routing.ways.get(kind)
     if way is None:
         if kind not in _CHOSEN:
