@@ -10,8 +10,8 @@ its adapters' weights at the bandwidth of a large copy, the floor of a decoding 
 way to do a bank's bottleneck. `tiles`: the kernels at other sizes of blocks, of which `compose/bank_triton.py` has the
 quickest. `training`: a step of AdamW under bfloat16 autocast, beside one of full fine-tuning. `crowd`: batches that
 draw from 1,000 adapters. `decode`: pieces a second of a decoder of 1.1 thousand million weights with none, 1, 64 and
-1,000 adapters. `compile`: `mode="reduce-overhead"`, where every call has another routing. Every answer is compared with
-the reference. `--out` writes the page, and its rows beside it as JSON. `--device cpu` shows that it runs, without
+1,000 adapters. `compile`: `mode="reduce-overhead"`, where every call has another routing. Answers are compared with the
+reference's. `--out` writes the page, and its rows beside it as JSON. `--device cpu` shows that it runs, without
 graphs.
 """
 
@@ -146,6 +146,7 @@ def main() -> None:
     card = Card(asked.device)
     found: dict[str, Any] = {"layers": asked.layers, "width": asked.width, "adapters": asked.adapters}
     found["copied"] = card.copied
+    failed: list[str] = []
     for part in asked.parts.split(","):
         started, found[part] = time.perf_counter(), []
         try:
@@ -156,8 +157,11 @@ def main() -> None:
                     write(asked.out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
                     write(asked.out, page_of(found, command()))
         except Exception as error:  # the other parts go on
+            failed.append(part)
             print(f"FAILED: {part}: {type(error).__name__}: {error}", flush=True)
         print(f"{part}: {time.perf_counter() - started:.0f} s", flush=True)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from gpu_card import Card, Row, Run
 from setups import REDUCTION
 from torch import Tensor
 
-from graftwork.compose.bank_bottleneck import bottleneck
-from graftwork.compose.bank_kernels import bank_triton
+from graftwork.compose.bank_kernels import bank_triton, bottleneck_on_gpu, try_kernels
 from graftwork.compose.bank_product import BACKENDS, Call, possible
 from graftwork.compose.bank_slots import Routing
 from graftwork.timing import alternate
@@ -31,6 +30,7 @@ NARROW = {
 def kernels(card: Card, asked: argparse.Namespace) -> Iterator[Row]:
     """One bottleneck of a bank alone: every way, 64 items that draw from `slots`, beside the bytes it must read."""
     width = asked.width // REDUCTION
+    try_kernels(card.device)
     for dtype in asked.dtypes:
         for items, per, slots in ((64, 1, 64), (64, 1, 1000), (1000, 1, 1000), (8, 64, 8), (64, 64, 1000)):
             found = one_site(card, asked, getattr(torch, dtype), (items, per, slots), width)
@@ -58,9 +58,8 @@ def one_site(
         ways[name] = lambda way=BACKENDS[name]: way(  # type: ignore[misc]
             Call(torch.relu(way(Call(x, *inner, None, routing))), *outer, None, routing)
         )
-    if card.real:
-        torch.use_deterministic_algorithms(True)  # what is measured is the kernel, whatever would be chosen
-        ways["bottleneck"] = lambda: bottleneck(x, inner, torch.relu, outer, routing, "relu")
+    if "kernel" in ways:
+        ways["bottleneck"] = lambda: bottleneck_on_gpu(x, *inner, *outer, "relu", routing.on(x.device))
     with torch.inference_mode():
         expected = ways["loop"]()
         found = []
@@ -72,7 +71,6 @@ def one_site(
             times = alternate({name: card.finished(run)}, asked.rounds, warm=3)[name]
             device = None if graph is None else 1e3 * median(card.replayed({name: graph}, asked.rounds)[name])
             found.append({"way": name, "off": off, "eager": 1e3 * median(times), "device": device})
-    torch.use_deterministic_algorithms(False)
     distinct = len(set(order))
     read = distinct * sum(one[0].nbytes for one in (*inner, *outer)) + 2 * x.nbytes
     return [one | {"floor": 1e6 * read / card.copied} for one in found]

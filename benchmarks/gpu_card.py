@@ -5,6 +5,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from side import agreed
 
 from graftwork.timing import alternate, milliseconds, quotients
 
@@ -52,7 +53,9 @@ class Card:
         except RuntimeError as error:
             print(f"SKIPPED: no graph: {error}", flush=True)
             return None
-        graph.kept = kept  # type: ignore[attr-defined]
+        graph.replay()
+        agreed(kept, run(), "a replayed graph")
+        graph.kept = kept  # type: ignore[attr-defined]  # its memory is the graph's
         return graph.replay
 
     def replayed(self, rivals: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from gpu_card import Card, Row, Run, sided
 from setups import Shape, parse
-from side import agreed, inputs_of
+from side import Inputs, agreed, inputs_of
 from side_graftwork import Graftwork
 from sides import write_base
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertModel, LlamaConfig, LlamaForCausalLM
 
 from graftwork.model import AdapterModel
@@ -45,6 +45,8 @@ def crowd(card: Card, asked: argparse.Namespace) -> Iterator[Row]:
         for name in names:
             side.add(name)
         added = time.perf_counter() - started
+        for parameter in side.model.parts.adapters.parameters():  # at birth they would change nothing, whoever ran them
+            nn.init.normal_(parameter, std=0.02)
         side.model.eval().requires_grad_(False)
         side.model.reserve(asked.adapters)
         draw = random.Random(0)
@@ -57,6 +59,7 @@ def crowd(card: Card, asked: argparse.Namespace) -> Iterator[Row]:
                     side.rows(own, {"input_ids": ids})
                 card.wait()
                 first = time.perf_counter() - started
+                compare(side, draw.choices(names, k=64), {"input_ids": ids})
                 for distinct in (1, 64, asked.adapters):
                     rivals = {
                         "base": card.finished(lambda ids=ids: bare(input_ids=ids)),  # type: ignore[misc]
@@ -69,6 +72,14 @@ def crowd(card: Card, asked: argparse.Namespace) -> Iterator[Row]:
                     times = alternate(rivals, DRAWN, warm=3)
                     took = {"seconds to add": added, "first": first}
                     yield {"tokens": tokens, "adapters": distinct} | took | sided("eager", times)
+
+
+def compare(side: Graftwork, names: list[str], inputs: Inputs) -> None:
+    """Raise RuntimeError where a mixed batch is not what the reference makes of it."""
+    found, chosen = side.rows(names, inputs), side.model.execution
+    side.model.execution = "reference"
+    agreed(found, side.rows(names, inputs), "a mixed batch beside the reference")
+    side.model.execution = chosen
 
 
 def decode(card: Card, asked: argparse.Namespace) -> Iterator[Row]:
@@ -91,7 +102,7 @@ def decode(card: Card, asked: argparse.Namespace) -> Iterator[Row]:
         return model.generate(ids, adapters=setup, do_sample=False, max_new_tokens=new, min_new_tokens=new)  # type: ignore[no-any-return]
 
     held = 0
-    for distinct in (0, 1, 64, asked.adapters):
+    for distinct in sorted({min(one, asked.adapters) for one in (0, 1, count, asked.adapters)}):
         for name in names[held:distinct]:
             model.add_adapter(name, "seq_bn[reduction_factor=64]")
         held = max(held, distinct)

@@ -30,7 +30,7 @@ def page_of(found: Mapping[str, Any], ran: str) -> str:
         parts += [
             "## One bottleneck of a bank\n\nEach way to do it; `bottleneck` is the fused kernel. The floor: weights of "
             "the slots that items use, read once, and what is\nread and written, at the bandwidth; what fits the "
-            "cache of the card is faster than that.",
+            f"cache of the card is faster than that.{found.get('remark', '')}",
             table(head, [
                 [f"{row['items']}x{row['rows']}", f"{row['slots']:,}", row["dtype"], row["way"], f"{row['eager']:.0f}",
                  "–" if row["device"] is None else f"{row['device']:.1f}", f"{row['floor']:.1f}"] for row in rows

@@ -1,4 +1,4 @@
-"""What every test runs under: no network, no GPU, one thread, one hypothesis profile, and skips that are counted aloud.
+"""What every test runs under: no network, no GPU of CUDA, one thread, one hypothesis profile, and skips counted aloud.
 
     GRAFTWORK_PROFILE=default   about 100 examples a property, the same ones in every run       (make test)
     GRAFTWORK_PROFILE=full      1000 fresh examples, and the tests marked `full`                 (make test-full)

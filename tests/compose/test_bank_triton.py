@@ -11,8 +11,10 @@ from torch.nn import functional
 
 pytest.importorskip("triton", reason="Triton is not installed: the kernels of banks did not run")
 
-from graftwork.compose import bank_triton
-from graftwork.compose.bank_bottleneck import kernel_of
+from graftwork.compose import bank_bottleneck, bank_product, bank_triton
+from graftwork.compose.bank_bottleneck import bottleneck, kernel_of
+from graftwork.compose.bank_kernels import try_kernels
+from graftwork.compose.bank_slots import Routing, Traced
 from graftwork.core.activations import activation
 
 ON_GPU = torch.cuda.is_available()
@@ -100,3 +102,68 @@ def test_what_other_items_do_changes_no_bit_of_mine() -> None:
         mixed[:2] += others[0]
         found.append(bank_triton.slot_product(mixed, weight, None, None, slots)[2:4])
     assert torch.equal(*found)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the kernels do what they can, on a CPU too, where the interpreter runs them."""
+    try_kernels(DEVICE)
+    if not ON_GPU:
+        for room in (bank_bottleneck, bank_product):
+            monkeypatch.setattr(room, "has_kernel", lambda x, weight: x.dtype is weight.dtype)
+        plain = {"slot_product": bank_triton.slot_product, "slot_bottleneck": bank_triton.slot_bottleneck}
+        monkeypatch.setattr(bank_product, "slot_product", plain["slot_product"])
+        monkeypatch.setattr(bank_bottleneck, "slot_bottleneck", plain["slot_bottleneck"])
+    monkeypatch.setattr(bank_bottleneck, "_CHOSEN", {})
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("fused", ["relu", None])
+@pytest.mark.parametrize("per", [1, 5])
+def test_every_way_to_a_bottleneck_is_the_same(fused: str | None, per: int) -> None:
+    slots = [1, 4, 1]
+    x, down, start, up, constant = numbers(
+        4, torch.float32, (3 * per, 32), (SLOTS, 32, 8), (SLOTS, 8), (SLOTS, 8, 32), (SLOTS, 32)
+    )
+    of_rows = torch.tensor(slots, device=DEVICE).repeat_interleave(per)
+    expected = each(torch.relu(each(x, down, of_rows) + start[of_rows].double()), up, of_rows)
+    expected += constant[of_rows].double()
+
+    def made(routing: Any) -> Tensor:
+        return bottleneck(x, (down, start), torch.relu, (up, constant), routing, fused)
+
+    assert off(made(Routing(tuple(slots))), expected) < 1e-6, "as measured"
+    assert off(made(Traced(torch.tensor(slots, device=DEVICE))), expected) < 1e-6, "as data"
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert off(made(Routing(tuple(slots))), expected) < 1e-6, "without measuring"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert bool(bank_bottleneck._CHOSEN) is (fused is not None)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("made", [Routing, lambda slots: Traced(torch.tensor(slots, device=DEVICE))])
+def test_a_gradient_goes_past_the_kernels(made: Any) -> None:
+    x, down, start, up, constant = numbers(
+        5, torch.float32, (2, 16), (SLOTS, 16, 8), (SLOTS, 8), (SLOTS, 8, 16), (SLOTS, 16)
+    )
+    x.requires_grad_()
+    bottleneck(x, (down, start), torch.relu, (up, constant), made((2, 3)), "relu").sum().backward()
+    rows = [
+        (down[slot] * (x[row].detach() @ down[slot] + start[slot] > 0)) @ up[slot].sum(1)
+        for row, slot in enumerate((2, 3))
+    ]
+    torch.testing.assert_close(x.grad, torch.stack(rows), rtol=1e-4, atol=1e-5)
+
+
+def test_small_and_broken_numbers_pass_through_an_activation() -> None:
+    eye = torch.eye(16, device=DEVICE).unsqueeze(0)
+    zero = torch.zeros(1, 16, device=DEVICE)
+    slots = torch.zeros(1, dtype=torch.long, device=DEVICE)
+    x = torch.linspace(-8.0, 8.0, 1 * 16, device=DEVICE).view(1, 16)
+    for scale in (1e-5, 1e-2, 0.0125, 1.0):
+        found = bank_triton.slot_bottleneck(x * scale, eye, zero, eye, zero, "tanh", slots)
+        torch.testing.assert_close(found.double(), torch.tanh((x * scale).double()), rtol=1e-6, atol=0)
+    x[0, 3] = torch.nan
+    assert torch.isnan(bank_triton.slot_bottleneck(x, eye, zero, eye, zero, "relu", slots)).any()

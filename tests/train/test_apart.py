@@ -40,4 +40,9 @@ def test_what_a_program_of_its_own_refuses_is_its_answer(tmp_path: Path) -> None
     ("code", "said"), [(-9, "killed by signal 9, as a machine out of memory does"), (3, "the run ended with code 3")]
 )
 def test_how_a_run_died(code: int, said: str) -> None:
-    assert said in apart._read("", code)["error"]
+    for text in ("", '{"result": {"sco'):
+        assert said in apart._read(text, code)["error"]
+
+
+def test_what_was_answered_counts_however_the_process_ends() -> None:
+    assert apart._read('a library says hello\n{"error": "no"}', -6) == {"error": "no"}

@@ -18,17 +18,17 @@ def quickest(ways: Mapping[str, Callable[[], Tensor]], device: torch.device) -> 
     # in turns, so that what else the machine does meets all alike
     taken = [{name: _seconds(way, device) for name, way in ways.items()} for _ in range(_ROUNDS)]
     best = {name: min(one[name] for one in taken) for name in ways}
-    quickest = min(ways, key=best.__getitem__)
-    return quickest if best[quickest] < _CLEARLY * best[first] else first
+    least = min(ways, key=best.__getitem__)
+    return least if best[least] < _CLEARLY * best[first] else first
 
 
 def _seconds(way: Callable[[], Tensor], device: torch.device) -> float:
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.thread_time if alone else time.perf_counter  # other processes do not count where that can be told
-    if device.type == "cuda":  # what was asked for before is not the way's
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":  # what was asked for before is not the way's
+        torch.accelerator.synchronize(device)
     started = clock()
     way()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return clock() - started

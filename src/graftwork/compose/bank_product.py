@@ -222,7 +222,7 @@ def chosen(call: Call) -> str:
     if kind not in _CHOSEN:
         _CHOSEN[kind] = quickest({name: partial(BACKENDS[name], call) for name in ways}, call.x.device)
     name = _CHOSEN[kind]
-    return name if name in ways else "loop"  # sizes of one kind may differ in what they can
+    return name if name in ways else "kernel" if "kernel" in ways else "loop"  # not all of one kind can do the same
 
 
 def known_as_view(x: Tensor, weight: Tensor, bias: Tensor, routing: Routing) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from graftwork.compose.bank_bottleneck import bottleneck, kernel_of
+from graftwork.compose.bank_kernels import try_kernels
 from graftwork.compose.bank_product import known_as_view, product
 from graftwork.compose.bank_slots import Routing, Traced
 from graftwork.compose.direct import onto
@@ -137,6 +138,7 @@ class Slab:
         self.node = _with(_laid_in(like), lambda weight: weight.new_empty(slots, *weight.shape))
         self._fused = kernel_of(like.activation) if isinstance(like, Plain) else None
         self.clear(0)
+        try_kernels(slot_weights(self.node)[0].device)
 
     @property
     def moves(self) -> bool:

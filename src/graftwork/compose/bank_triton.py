@@ -3,9 +3,10 @@
     slot_product      y = x·W[slot] + (b[slot], or what it is added to)
     slot_bottleneck   y = f(x·D[slot] + d[slot])·U[slot] + u[slot] in one launch; z (M columns) never leaves the chip
 
-x (N, I), W (S, I, O), b (S, O), slots (n,) on the device; an *item* is N/n rows. Slots are data, so one launch serves
-every routing and a CUDA graph replays it. Where items are single rows, as in decoding, no matrix unit is used: each
-weight is read once, and that is the time it takes. Sums are float32 in an order that other items do not change.
+x (N, I), W (S, I, O), b (S, O), slots (n,) on one device, W and b in one piece; an *item* is N/n rows. Slots are data,
+so one launch serves every routing and a CUDA graph replays it. Where items are single rows, as in decoding, no matrix
+unit is used: each weight is read once, and that is the time it takes. Sums are float32 in an order that other items do
+not change.
 
 Sizes of blocks are those that were quickest on an H200 (`benchmarks/gpu.py --parts tiles`).
 
@@ -14,6 +15,7 @@ TRITON_INTERPRET=1 runs the kernels on a CPU, for tests.
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -79,13 +81,18 @@ def _add_product(total, left, right):
 def _activated(z, activation: tl.constexpr):
     """f(z), by its number in ACTIVATIONS."""
     if activation == 1:
-        return tl.maximum(z, 0.0)
+        return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif activation == 2:
         return 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
     elif activation == 3:
         return z * tl.sigmoid(z)
     elif activation == 4:
-        return 2.0 * tl.sigmoid(2.0 * z) - 1.0
+        size = tl.abs(z)
+        left = tl.exp(-2.0 * size)
+        far = (1.0 - left) / (1.0 + left)
+        square = z * z  # near 0, where 1 - left has few digits, the first terms of the series
+        near = size * (1.0 - square * (0.3333333333333333 - square * 0.13333333333333333))
+        return tl.where(size < 0.1, near, far) * tl.where(z < 0.0, -1.0, 1.0)
     else:
         return tl.sigmoid(z)
 
@@ -136,10 +143,11 @@ def slot_product(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | 
     tile = _tile("narrow" if wide <= 128 else "broad", per, x)
     block_k, block_n = min(_power(deep), tile.k), min(_power(wide), tile.n)
     grid = len(slots), triton.cdiv(per, tile.m), triton.cdiv(wide, block_n)
-    _product_kernel[grid](
-        x, weight, added, slots, out, per, x.stride(0), added.stride(0), deep, wide, kind, tile.m, block_k, block_n,
-        tile.stages, num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # Triton launches on the current device, wherever its arguments are
+        _product_kernel[grid](
+            x, weight, added, slots, out, per, x.stride(0), added.stride(0), deep, wide, kind, tile.m, block_k, block_n,
+            tile.stages, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
     return out
 
 
@@ -152,10 +160,11 @@ def slot_bottleneck(
     tile, block_z = _tile("bottleneck", per, x), _power(width)
     room = _NUMBERS // block_z
     block_k, block_n = min(_power(deep), tile.k, room), min(_power(wide), tile.n, room)
-    _bottleneck_kernel[len(slots), triton.cdiv(per, tile.m)](
-        x, down, start, up, constant, slots, out, per, x.stride(0), deep, width, wide, ACTIVATIONS[activation], tile.m,
-        block_k, block_z, block_n, tile.stages, num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _bottleneck_kernel[len(slots), triton.cdiv(per, tile.m)](
+            x, down, start, up, constant, slots, out, per, x.stride(0), deep, width, wide, ACTIVATIONS[activation],
+            tile.m, block_k, block_z, block_n, tile.stages, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
     return out
 
 

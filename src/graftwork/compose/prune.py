@@ -217,7 +217,7 @@ class _Heard:
         """Add what was attended to, (B, T, K), at the real tokens."""
         mask, own = self.runtime.mask, self.sums.setdefault(site, {})
         real = torch.ones_like(weights[..., 0]) if mask is None else mask.to(weights).expand(weights.shape[:2])
-        weights = weights.double()
+        weights, real = weights.cpu().double(), real.cpu()  # not every accelerator has float64
         weights = weights / weights.sum(-1, keepdim=True)  # a softmax in bfloat16 sums to 1 by three digits
         entropy = torch.special.entr(weights).sum(-1, keepdim=True) / math.log(max(weights.shape[-1], 2))
         heard = torch.cat([torch.ones_like(entropy), entropy, weights], dim=-1)  # (B, T, 2 + K)

@@ -134,10 +134,13 @@ def _begun(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(text: str, code: int) -> dict[str, Any]:
-    """The answer of a child, or how it died, by its exit code: less than 0 where a signal killed it."""
-    if code < 0:
-        return {"error": f"the run was killed by signal {-code}, as a machine out of memory does"}
-    found: dict[str, Any] = json.loads(text) if text else {"error": f"the run ended with code {code}"}
+    """The answer of a child, its last line, or how it died, by its exit code: less than 0 where a signal killed it."""
+    try:
+        found: dict[str, Any] = json.loads(text.rpartition("\n")[2])
+    except json.JSONDecodeError:  # it said nothing, or was cut off
+        if code < 0:
+            return {"error": f"the run was killed by signal {-code}, as a machine out of memory does"}
+        return {"error": f"the run ended with code {code}"}
     return found
 
 
@@ -147,6 +150,7 @@ def one() -> None:
     os.dup2(2, 1)  # whatever a library prints is no answer
     json.dump(_answer(json.load(sys.stdin)), answer)
     answer.close()
+    os._exit(0)  # what libraries do as they end is no part of the run
 
 
 def _answer(asked: Mapping[str, Any]) -> dict[str, Any]:
