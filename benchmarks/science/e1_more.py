@@ -27,11 +27,11 @@ ADAPTERS = {
 
 def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
     """Task after task, and seed after seed."""
-    tasks, seeds = (TASKS[:1], asked.seeds[:1]) if asked.quick else (TASKS, asked.seeds)
+    tasks = TASKS[:1] if asked.quick else TASKS
     return [
         {"task": task, "method": method, "seed": seed}
         for task in tasks
-        for seed in seeds
+        for seed in asked.seeds
         for method in (*e1.RATES, *LIKE)
     ]
 

@@ -50,7 +50,7 @@ class Choice(NamedTuple):
 def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
     """Where something is tried, that with the first seed; then what is chosen."""
     cells: list[Key] = []
-    for task in TASKS:
+    for task in (FIRST, TASKS[-1]) if asked.quick else TASKS:  # classes, and tags
         for method in RATES:
             cells += [cell(task, method, choice, asked.seeds[0]) for choice in tried(found, task, method, asked)]
         choices = {method: chosen(found, task, method, asked) for method in RATES}

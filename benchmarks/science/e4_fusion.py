@@ -78,7 +78,7 @@ SOURCE = {**METHODS["seq_bn"], "training.learning_rate": 1e-3, "training.epochs"
 def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
     """The rates first. Then few labels first; of many those systems that the bar is of, then the sources, then the
     others; seed after seed: whatever time there is, targets and seeds have as many."""
-    targets, seeds = (("irony",), asked.seeds[:1]) if asked.quick else (TARGETS, asked.seeds)
+    targets = ("irony",) if asked.quick else TARGETS
     few, many = LABELS
     parts: list[tuple[int, Sequence[str]]] = [(few, SYSTEMS)] + [(many, one) for one in (BARRED, SOURCES, OTHERS)]
     if asked.quick:
@@ -86,7 +86,7 @@ def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
     tried = [] if asked.quick else [key for system in TRIED for key in tries(system)]
     return tried + [
         {"target": target, "labels": count, "system": system, "seed": seed}
-        for count, systems in parts for seed in seeds for target in targets for system in systems
+        for count, systems in parts for seed in asked.seeds for target in targets for system in systems
     ]  # fmt: skip
 
 

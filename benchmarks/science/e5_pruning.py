@@ -42,11 +42,11 @@ ROUNDS, ROWS, TOKENS = 40, 8, 64
 
 def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
     """Seed after seed: the whole fusion over four and over eight, and what is left of it."""
-    targets, seeds = (("irony",), asked.seeds[:1]) if asked.quick else (TARGETS, asked.seeds)
+    targets = ("irony",) if asked.quick else TARGETS
     counts = COUNTS[:1] if asked.quick else COUNTS
     return [
         {"target": target, "members": count, "keep": keep, "seed": seed}
-        for seed in seeds for target in targets for count in counts for keep in (count, KEEP)
+        for seed in asked.seeds for target in targets for count in counts for keep in (count, KEEP)
     ]  # fmt: skip
 
 

@@ -57,10 +57,11 @@ CLOSED = 0.5  # of the gap between the task adapter alone and one trained in the
 
 def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
     """The made language seed after seed, then the real ones. UD has no German training rows."""
-    seeds = asked.seeds[:1] if asked.quick else asked.seeds
-    cells = [("pos", MADE, seed) for seed in seeds]
+    cells = [("pos", MADE, seed) for seed in asked.seeds]
     cells += (
-        [] if asked.quick else [(task, target, seed) for seed in seeds for task in TASKS for target in TASKS[task][2]]
+        []
+        if asked.quick
+        else [(task, target, seed) for seed in asked.seeds for task in TASKS for target in TASKS[task][2]]
     )
     return [
         {"task": task, "target": target, "system": system, "seed": seed}

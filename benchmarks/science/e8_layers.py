@@ -32,8 +32,7 @@ ALL, LOWEST = 20.0, 1.0  # points: removing all costs at least, removing layer 0
 def plan(found: Sequence[Row], asked: Asked) -> list[Key]:
     """Nothing removed and every span, seed after seed."""
     spans = [NONE, (0, 0), (0, 5)] if asked.quick else [NONE, *SPANS]
-    seeds = asked.seeds[:1] if asked.quick else asked.seeds
-    return [{"task": TASK, "seed": seed, "first": first, "last": last} for seed in seeds for first, last in spans]
+    return [{"task": TASK, "seed": seed, "first": first, "last": last} for seed in asked.seeds for first, last in spans]
 
 
 def work(key: Key, asked: Asked) -> Row:

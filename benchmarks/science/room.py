@@ -310,7 +310,7 @@ def _asked(study: Study, arguments: Sequence[str] | None) -> tuple[Asked, bool]:
         "--quick", action="store_true", help="the same path on a few rows; written to a temporary folder"
     )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so long")
-    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--seeds", help=f"left out: {','.join(map(str, SEEDS))}, with --quick the first of them")
     parser.add_argument(
         "--only", action="append", default=[], metavar="KEY=VALUE", help="only cells with this in their key"
     )
@@ -323,7 +323,8 @@ def _asked(study: Study, arguments: Sequence[str] | None) -> tuple[Asked, bool]:
     kept = Path(os.environ.get("GRAFTWORK_RUNS") or Path(tempfile.gettempdir()) / "graftwork-science")
     runs = folder / "runs" if found.quick else kept
     only = tuple((part, value) for part, _, value in (pair.partition("=") for pair in found.only))
-    seeds = tuple(int(seed) for seed in found.seeds.split(","))
+    seeds = SEEDS[:1] if found.quick else SEEDS
+    seeds = seeds if found.seeds is None else tuple(int(seed) for seed in found.seeds.split(","))
     asked = Asked(found.quick, seeds, folder, runs, only, time.monotonic() + 60 * found.minutes)
     return asked, found.page
 
