@@ -11,7 +11,7 @@ from gpu_card import Card, Row, Run
 from setups import REDUCTION
 from torch import Tensor
 
-from graftwork.compose.bank_kernels import bank_triton, bottleneck_on_gpu, try_kernels
+from graftwork.compose.bank_kernels import bank_triton, try_kernels
 from graftwork.compose.bank_product import BACKENDS, Call, possible
 from graftwork.compose.bank_slots import Routing
 from graftwork.timing import alternate
@@ -59,7 +59,7 @@ def one_site(
             Call(torch.relu(way(Call(x, *inner, None, routing))), *outer, None, routing)
         )
     if "kernel" in ways:
-        ways["bottleneck"] = lambda: bottleneck_on_gpu(x, *inner, *outer, "relu", routing.on(x.device))
+        ways["bottleneck"] = lambda: bank_triton.slot_bottleneck(x, *inner, *outer, "relu", routing.on(x.device))
     with torch.inference_mode():
         expected = ways["loop"]()
         found = []

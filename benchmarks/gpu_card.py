@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from side import agreed
 
+from graftwork.core.accelerator import finish
 from graftwork.timing import alternate, milliseconds, quotients
 
 Row = dict[str, Any]
@@ -24,8 +25,7 @@ class Card:
 
     def wait(self) -> None:
         """Until everything that was asked for is done."""
-        if self.real:
-            torch.cuda.synchronize()
+        finish(self.device)
 
     def finished(self, run: Run) -> Run:
         """The same, until it is done on the device."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from gpu_card import Card, Row, Run, sided
 from setups import Shape, parse
-from side import Inputs, agreed, inputs_of
+from side import Inputs, agreed, inputs_of, twins
 from side_graftwork import Graftwork
 from sides import write_base
 from torch import Tensor, nn
@@ -27,10 +27,7 @@ DRAWN = 20  # routings that a crowd draws
 def opened(card: Card, asked: argparse.Namespace, dtype: str, folder: Path) -> tuple[BertModel, Graftwork]:
     """The bare base, and our side on the same weights."""
     write_base(folder / "base", Shape(1, 1, asked.layers, asked.width))
-    made = [BertModel.from_pretrained(folder / "base", dtype=getattr(torch, dtype)).eval() for _ in range(2)]
-    bare, under = (model.to(card.device) for model in made)
-    under.load_state_dict(bare.state_dict(), assign=True)
-    bare.requires_grad_(False)
+    bare, under = twins(folder / "base", dtype, card.device)
     side = Graftwork()
     side.open(under, folder, {})
     return bare, side
@@ -127,32 +124,32 @@ def decode(card: Card, asked: argparse.Namespace) -> Iterator[Row]:
 def compiled(card: Card, asked: argparse.Namespace) -> Iterator[Row]:
     """`model.compile(mode="reduce-overhead")` on a mixed batch, beside the base compiled alike."""
     shape = Shape(64, 1, asked.layers, asked.width)
-    for dtype in asked.dtypes[:1]:
-        with tempfile.TemporaryDirectory() as temporary:
-            bare, side = opened(card, asked, dtype, Path(temporary))
-            side._need(parse("mixed64"))
-            model, names = side.model, list(parse("mixed64").adapters)
-            ids = inputs_of(shape.rows, shape.tokens)["input_ids"].to(card.device)
-            draw = random.Random(1)
-            routings = [draw.choices(names, k=shape.rows) for _ in range(DRAWN)]
-            mode = "reduce-overhead" if card.real else "default"
-            with torch.inference_mode():
-                model.execution = "reference"
-                expected = [model(input_ids=ids, adapters=one).last_hidden_state.clone() for one in routings[:3]]
-                model.execution = "banked"
-                eager = alternate(_pair(card, bare, model, ids, routings), DRAWN, warm=3)
-                model.compile(mode=mode, slots=80)
-                bare.compile(mode=mode, fullgraph=True)
-                first = {}
-                for name, run in _pair(card, bare, model, ids, routings).items():
-                    started = time.perf_counter()
-                    run()
-                    first[name] = time.perf_counter() - started
-                off = [agreed(model(input_ids=ids, adapters=one).last_hidden_state, want, f"{one} compiled")
-                       for one, want in zip(routings, expected, strict=False)]  # fmt: skip
-                times = alternate(_pair(card, bare, model, ids, routings), DRAWN, warm=5)
-            row = {"dtype": dtype, "shape": str(shape), "off": max(off), "seconds": first}
-            yield row | sided("eager", eager) | sided("compiled", times)
+    dtype = asked.dtypes[0]
+    with tempfile.TemporaryDirectory() as temporary:
+        bare, side = opened(card, asked, dtype, Path(temporary))
+        side._need(parse("mixed64"))
+        model, names = side.model, list(parse("mixed64").adapters)
+        ids = inputs_of(shape.rows, shape.tokens)["input_ids"].to(card.device)
+        draw = random.Random(1)
+        routings = [draw.choices(names, k=shape.rows) for _ in range(DRAWN)]
+        mode = "reduce-overhead" if card.real else "default"
+        with torch.inference_mode():
+            model.execution = "reference"
+            expected = [model(input_ids=ids, adapters=one).last_hidden_state.clone() for one in routings[:3]]
+            model.execution = "banked"
+            eager = alternate(_pair(card, bare, model, ids, routings), DRAWN, warm=3)
+            model.compile(mode=mode, slots=80)
+            bare.compile(mode=mode, fullgraph=True)
+            first = {}
+            for name, run in _pair(card, bare, model, ids, routings).items():
+                started = time.perf_counter()
+                run()
+                first[name] = time.perf_counter() - started
+            off = [agreed(model(input_ids=ids, adapters=one).last_hidden_state, want, f"{one} compiled")
+                   for one, want in zip(routings, expected, strict=False)]  # fmt: skip
+            times = alternate(_pair(card, bare, model, ids, routings), DRAWN, warm=5)
+        row = {"dtype": dtype, "shape": str(shape), "off": max(off), "seconds": first}
+        yield row | sided("eager", eager) | sided("compiled", times)
 
 
 def _pair(card: Card, bare: Any, model: AdapterModel, ids: Tensor, routings: list[list[str]]) -> dict[str, Run]:

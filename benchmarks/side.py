@@ -80,6 +80,16 @@ def agreed(found: Tensor, expected: Tensor, what: str) -> float:
     return off
 
 
+def twins(base: Path | str, dtype: str, device: str | torch.device = "cpu") -> tuple[BertModel, BertModel]:
+    """A frozen base, and a second one that shares its weights, so that neither finds the caches colder."""
+    made = (BertModel.from_pretrained(base, dtype=getattr(torch, dtype)).eval().to(device) for _ in range(2))
+    bare, under = made
+    under.load_state_dict(bare.state_dict(), assign=True)
+    for parameter in bare.parameters():
+        parameter.requires_grad_(False)
+    return bare, under
+
+
 class Worker:
     """Answers requests for one side."""
 
@@ -113,12 +123,9 @@ class Worker:
                 raise ValueError(f"no request {other!r}")
 
     def open(self, base: str, folder: str, dtype: str, threads: int, options: dict[str, Any]) -> dict[str, Any]:
-        """Load the base; the two models share their weights, so that neither finds the caches colder."""
+        """Load the base twice: to measure against, and to put adapters on."""
         torch.set_num_threads(threads)
-        self._bare, under = (BertModel.from_pretrained(base, dtype=getattr(torch, dtype)).eval() for _ in range(2))
-        under.load_state_dict(self._bare.state_dict(), assign=True)
-        for parameter in self._bare.parameters():
-            parameter.requires_grad_(False)
+        self._bare, under = twins(base, dtype)
         return {"versions": self._side.open(under, Path(folder), options)}
 
     @property

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from graftwork.compose import bank_product
+from graftwork.compose import bank_measure
 from graftwork.compose.bank_product import BACKENDS, Call, chosen, possible, product
 from graftwork.compose.bank_slots import Routing
 
@@ -84,14 +84,14 @@ def test_packed_tokens_each_with_a_slot(slots: list[int]) -> None:
 
 
 def test_measured_once_for_a_kind_of_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank_product, "_CHOSEN", {})
+    monkeypatch.setattr(bank_measure, "_CHOSEN", {})
     first, second = made([1, 5, 3], 2, (16, 8), torch.float32), made([6, 2, 4], 2, (16, 8), torch.float32)
     name = chosen(first)
     assert name in possible(first)
     assert chosen(second) == name
-    assert len(bank_product._CHOSEN) == 1
+    assert len(bank_measure._CHOSEN) == 1
     chosen(made([1, 5, 3], 40, (16, 8), torch.float32))
-    assert len(bank_product._CHOSEN) == 2
+    assert len(bank_measure._CHOSEN) == 2
 
 
 @pytest.mark.usefixtures("deterministic")

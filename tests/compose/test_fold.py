@@ -463,9 +463,9 @@ def test_a_fold_is_a_snapshot_and_says_when_it_is_stale() -> None:
     here, seen = reading(True), []
     folded = watch.fold()
     for change in changes(watch.modules):
-        assert folded.stale, change
+        assert folded.watch.stale, change
         old, folded = folded, watch.fold()
-        assert not folded.stale, change
+        assert not folded.watch.stale, change
         node: Any = bind(parse(watch.text), 0, watch.modules)
         assert off(folded.node(here, NO_DELTA), node(here, NO_DELTA)) < TOLERANCES[torch.float64], change
         if "moved" in change or "module" in change:  # the same weights, or hardly others
@@ -481,7 +481,7 @@ def test_weights_made_in_inference_mode_fold_too() -> None:
         modules = zoo(**FOUR)
         folded = fold(parse("a"), 0, modules, normed=True)
     assert folded is not None
-    assert not folded.stale
+    assert not folded.watch.stale
 
 
 def test_learned_activations_belong_to_the_snapshot() -> None:
@@ -493,7 +493,7 @@ def test_learned_activations_belong_to_the_snapshot() -> None:
     before = folded.node(here, NO_DELTA)
     with torch.no_grad():
         modules.adapters["a"].activation.weight.fill_(3.0)  # type: ignore[union-attr, operator]
-    assert folded.stale
+    assert folded.watch.stale
     assert off(folded.node(here, NO_DELTA), before) == 0
     check(tree, modules, True, here)
 

@@ -60,10 +60,10 @@ def test_a_fold_is_stale_when_what_sites_share_has_changed() -> None:
     assert shared is not None
     folded, here = fold(parse("Stack(a, c)"), 0, modules, normed=True), reading(True)
     assert folded is not None
-    assert not folded.stale
+    assert not folded.watch.stale
     with torch.no_grad():
         shared.rule.mul_(2)
-    assert folded.stale
+    assert folded.watch.stale
     node: Any = bind(parse("Stack(a, c)"), 0, modules)
     again: Any = fold(parse("Stack(a, c)"), 0, modules, normed=True)
     assert off(folded.node(here, NO_DELTA), node(here, NO_DELTA)) > 1e-6

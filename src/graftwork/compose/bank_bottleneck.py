@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from graftwork.compose.bank_kernels import bottleneck_on_gpu, has_kernel, slot_bottleneck
+from graftwork.compose.bank_kernels import bank_triton, has_kernel
 from graftwork.compose.bank_measure import quickest
 from graftwork.compose.bank_product import learns, product
 from graftwork.compose.bank_slots import Routing, Traced
@@ -25,7 +25,6 @@ _IN_KERNEL: dict[object, str] = {
     torch._C._nn.silu: "silu",
     functional.gelu: "gelu",
 }
-_CHOSEN: dict[tuple[object, ...], str] = {}  # kind of call -> the quickest, in this process
 
 
 def bottleneck(
@@ -46,13 +45,12 @@ def bottleneck(
 
     if fused is None or not has_kernel(x, outer[0]) or inner[0].shape[2] * x.element_size() > _WIDEST or learns(x):
         return parts()
-    slots = routing.slots if isinstance(routing, Traced) else routing.on(x.device)
-
     if isinstance(routing, Traced):
-        return cast(Tensor, slot_bottleneck(x, *inner, *outer, fused, slots))
+        return cast(Tensor, slot_bottleneck(x, *inner, *outer, fused, routing.slots))
+    slots = routing.on(x.device)
 
     def kernel() -> Tensor:
-        return bottleneck_on_gpu(x, *inner, *outer, fused, slots)  # past torch's dispatcher
+        return bank_triton.slot_bottleneck(x, *inner, *outer, fused, slots)  # past torch's dispatcher
 
     if torch.are_deterministic_algorithms_enabled():
         return kernel()
@@ -60,12 +58,23 @@ def bottleneck(
     kind = (fused, x.device, x.dtype, *inner[0].shape[1:], outer[0].shape[2], *map(int.bit_length, sizes))
     way = routing.ways.get(kind)
     if way is None:
-        if kind not in _CHOSEN:
-            _CHOSEN[kind] = quickest({"kernel": kernel, "parts": parts}, x.device)
-        way = routing.ways[kind] = _CHOSEN[kind]
+        way = routing.ways[kind] = quickest(kind, {"kernel": kernel, "parts": parts}, x.device)
     return kernel() if way == "kernel" else parts()
 
 
 def kernel_of(activation: Callable[[Tensor], Tensor]) -> str | None:
     """The name by which a bottleneck's kernel knows a non-linearity; None for one that it does not know."""
     return _IN_KERNEL.get(operator_of(activation))
+
+
+@torch.library.custom_op("graftwork::slot_bottleneck", mutates_args=())
+def slot_bottleneck(
+    x: Tensor, down: Tensor, start: Tensor, up: Tensor, constant: Tensor, activation: str, slots: Tensor
+) -> Tensor:
+    """The kernel as one operation of a compiled graph."""
+    return bank_triton.slot_bottleneck(x, down, start, up, constant, activation, slots)
+
+
+@slot_bottleneck.register_fake
+def _(x: Tensor, down: Tensor, start: Tensor, up: Tensor, constant: Tensor, activation: str, slots: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], up.shape[2])

@@ -1,4 +1,7 @@
-"""Which of several ways to the same tensor is quickest here: by doing it. Knows nothing of what they do."""
+"""Which of several ways to the same tensor is quickest here: by doing it, once for each kind of call and process.
+
+Knows nothing of what the ways do.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,11 +9,21 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from graftwork.core.accelerator import finish
+
 _ROUNDS = 5  # of a measurement; the quickest counts
 _CLEARLY = 0.9  # of the time of the first way
+_CHOSEN: dict[tuple[object, ...], str] = {}  # kind of call -> the quickest, in this process
 
 
-def quickest(ways: Mapping[str, Callable[[], Tensor]], device: torch.device) -> str:
+def quickest(kind: tuple[object, ...], ways: Mapping[str, Callable[[], Tensor]], device: torch.device) -> str:
+    """The way that was quickest when a call of this kind was first made; it may be none of these."""
+    if kind not in _CHOSEN:
+        _CHOSEN[kind] = _measured(ways, device)
+    return _CHOSEN[kind]
+
+
+def _measured(ways: Mapping[str, Callable[[], Tensor]], device: torch.device) -> str:
     """The quickest way; the first one, which copies nothing, unless another is clearly quicker."""
     first, *others = ways
     if not others:
@@ -25,10 +38,8 @@ def quickest(ways: Mapping[str, Callable[[], Tensor]], device: torch.device) -> 
 def _seconds(way: Callable[[], Tensor], device: torch.device) -> float:
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.thread_time if alone else time.perf_counter  # other processes do not count where that can be told
-    if device.type != "cpu":  # what was asked for before is not the way's
-        torch.accelerator.synchronize(device)
+    finish(device)  # what was asked for before is not the way's
     started = clock()
     way()
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+    finish(device)
     return clock() - started

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from graftwork.compose.bank_kernels import has_kernel, product_on_gpu
+from graftwork.compose.bank_kernels import bank_triton, has_kernel
 from graftwork.compose.bank_measure import quickest
 from graftwork.compose.bank_slots import Routing, Traced
 
@@ -76,7 +76,7 @@ def slot_product(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | 
     """`product` as one operation of a compiled graph: on a CPU slots can be looked at, on a GPU there is a kernel."""
     if x.device.type == "cpu":
         return product(x, weight, bias, onto, Routing(tuple(slots.tolist())))
-    return product_on_gpu(x, weight, bias, onto, slots)
+    return bank_triton.slot_product(x, weight, bias, onto, slots)
 
 
 @slot_product.register_fake
@@ -164,7 +164,7 @@ def gather(call: Call) -> Tensor:
 def kernel(call: Call) -> Tensor:
     """A kernel that reads the slots where they lie."""
     slots = call.routing.on(call.x.device)
-    return product_on_gpu(call.x, call.weight, call.bias, call.onto, slots)  # past torch's dispatcher
+    return bank_triton.slot_product(call.x, call.weight, call.bias, call.onto, slots)  # past torch's dispatcher
 
 
 def _batched(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None) -> Tensor:
@@ -186,7 +186,6 @@ BACKENDS: dict[str, Backend] = {
     "grouped": grouped,
     "kernel": kernel,
 }
-_CHOSEN: dict[tuple[object, ...], str] = {}  # kind of call -> the fastest, in this process
 
 
 def possible(call: Call) -> list[str]:
@@ -219,9 +218,7 @@ def chosen(call: Call) -> str:
         call.x.device, call.x.dtype, *call.weight.shape[1:], *map(int.bit_length, sizes), routing.consecutive,
         call.onto is None, torch.get_num_threads(),
     )  # fmt: skip
-    if kind not in _CHOSEN:
-        _CHOSEN[kind] = quickest({name: partial(BACKENDS[name], call) for name in ways}, call.x.device)
-    name = _CHOSEN[kind]
+    name = quickest(kind, {name: partial(BACKENDS[name], call) for name in ways}, call.x.device)
     return name if name in ways else "kernel" if "kernel" in ways else "loop"  # not all of one kind can do the same
 
 

@@ -15,7 +15,7 @@ reference, block by block, and the plan says why: norms of an adapter's own, a f
 values, a fusion of members that move the stream, members in different dtypes. What would cost more is left to it too.
 
 Folded weights are a snapshot, built in float64 and cast, never saved; a single adapter that needs no other weights runs
-on its own. `Folded.stale` says when to fold again.
+on its own. `Folded.watch` says when to fold again.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,16 +72,11 @@ class FoldPlan:
 
 @dataclass(frozen=True)
 class Folded:
-    """A node to call like any other, its plan, and whether its members have changed since."""
+    """A node to call like any other, its plan, and what says whether its members have changed since."""
 
     node: Node
     plan: FoldPlan
     watch: Watch = field(repr=False)  # the members of which it holds weights
-
-    @property
-    def stale(self) -> bool:
-        """Whether a weight that was folded has changed since."""
-        return self.watch.stale
 
 
 def fold(

@@ -9,3 +9,9 @@ def to_accelerator(module: nn.Module) -> None:
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is not None:
         module.to(device)
+
+
+def finish(device: torch.device) -> None:
+    """Wait until a device has done all that it was asked for; a CPU has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from graftwork.build import add_task_head, open_model
-from graftwork.core.accelerator import to_accelerator
+from graftwork.core.accelerator import finish, to_accelerator
 from graftwork.timing import alternate, milliseconds, quotients
 from graftwork.train.full import FullModel
 from graftwork.train.job import Job
@@ -54,7 +54,6 @@ def _forward(model: Any, inputs: Any, composition: Any, head: str) -> Callable[[
     def run() -> None:
         with torch.inference_mode():
             model(**inputs, adapters=composition, head=head)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
+        finish(model.device)
 
     return run
